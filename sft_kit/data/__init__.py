@@ -1,0 +1,1 @@
+"""Rows to labelled token ids."""

@@ -1,0 +1,44 @@
+"""Examples to padded batches. Shapes: B batch, T tokens of the longest row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from sft_kit.data.rows import IGNORED
+
+
+def pad_batch(
+    rows: Sequence[Mapping[str, Sequence[int]]],
+    *,
+    pad_token_id: int,
+    side: Literal["left", "right"] = "right",
+) -> dict[str, torch.Tensor]:
+    """Pad rows to the longest one.
+
+    Padding is known by position (the attention mask), never by id, so a padding token that is also
+    the stop token keeps its label inside the row.
+
+    Args:
+        rows: Each with `input_ids` and `labels` of equal length.
+        pad_token_id: Any id; masked positions are never read.
+        side: Where the padding goes. Positions are counted from each row's first real token.
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids` and `labels`, each (B, T) int64.
+    """
+    shape = (len(rows), max(len(row["input_ids"]) for row in rows))
+    batch = {
+        "input_ids": torch.full(shape, pad_token_id, dtype=torch.long),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "position_ids": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, IGNORED, dtype=torch.long),
+    }
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        place = slice(shape[1] - length, shape[1]) if side == "left" else slice(0, length)
+        batch["input_ids"][index, place] = torch.as_tensor(row["input_ids"], dtype=torch.long)
+        batch["attention_mask"][index, place] = 1
+        batch["position_ids"][index, place] = torch.arange(length)
+        batch["labels"][index, place] = torch.as_tensor(row["labels"], dtype=torch.long)
+    return batch

@@ -1,0 +1,54 @@
+"""Documents packed into full context windows, for pretraining."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, cast
+
+from sft_kit.data.rows import IGNORED, Conversation, Example
+from sft_kit.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def pack_documents(
+    documents: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", window: int
+) -> list[Example]:
+    """Join documents with the end-of-text token and cut the stream into windows.
+
+    Every token is learnt but a window's first, which nothing predicts. The stream's last, partial
+    window is dropped.
+
+    Args:
+        documents: Rows of plain text.
+        tokenizer: Its end-of-text token closes each document.
+        window: Tokens per example.
+
+    Raises:
+        DataError: Rows that are chats, or text too short to fill one window.
+    """
+    problems = [
+        Problem(str(document.where), "", "is a chat, not plain text", "set data.format=text")
+        for document in documents
+        if document.text is None
+    ]
+    if problems:
+        raise DataError(f"{len(problems)} rows can't be packed", problems)
+    texts = [document.text or "" for document in documents]
+    encoded = cast(
+        "list[list[int]]",
+        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [],
+    )
+    eos = cast("int", tokenizer.eos_token_id)
+    stream = list(chain.from_iterable([*ids, eos] for ids in encoded))
+    starts = range(0, len(stream) - window + 1, window)
+    if documents and not starts:
+        raise DataError(
+            f"the text has {len(stream):,} tokens, which do not fill one window of {window:,}: "
+            "add text or lower data.max_length"
+        )
+    return [_window(stream[start : start + window], documents[0]) for start in starts]
+
+
+def _window(ids: list[int], first: Conversation) -> Example:
+    return Example(input_ids=ids, labels=[IGNORED, *ids[1:]], was_cut=False, where=first.where)

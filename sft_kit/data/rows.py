@@ -1,0 +1,113 @@
+"""The shapes of a row on its way from a file to the model."""
+
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from sft_kit.errors import Problem
+
+IGNORED = -100
+"""Label of a token that is not learnt: the ignore index of torch's cross entropy."""
+
+
+class Message(TypedDict):
+    """One turn of a chat, as in Hugging Face: role is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Place of a row: file as the user named it, and line (or row, where there are no lines) from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as read: field names and values exactly as in the file."""
+
+    fields: dict[str, object]
+    where: Where
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One row understood: a chat, or plain text (then `messages` is empty)."""
+
+    messages: tuple[Message, ...]
+    where: Where
+    text: str | None = None
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What reading found: shown by `sft-kit inspect` and saved with the run.
+
+    Attributes:
+        format: Format used, named or detected.
+        num_rows: Rows read, the bad ones included.
+        bad_rows: Problems of rows that were skipped.
+        num_bad_rows: Rows that were skipped (one row may have several problems).
+        unknown_roles: Role name as in the file -> number of rows that use it.
+        num_duplicates: Rows whose normalised text stands earlier in the same split.
+        num_overlaps: Held-out rows whose normalised text stands in the training rows.
+        overlaps: Places of those held-out rows.
+        fingerprint: sha256 over the bytes of `path` (of a Hub data set: its own fingerprint and
+            the revision).
+        eval_fingerprint: The same of `eval_path`.
+    """
+
+    format: str
+    num_rows: int = 0
+    bad_rows: list[Problem] = field(default_factory=list)
+    num_bad_rows: int = 0
+    unknown_roles: dict[str, int] = field(default_factory=dict)
+    num_duplicates: int = 0
+    num_overlaps: int = 0
+    overlaps: list[Where] = field(default_factory=list)
+    fingerprint: str = ""
+    eval_fingerprint: str = ""
+
+
+@dataclass(slots=True)
+class Splits:
+    """Conversations for training and for evaluation (may be empty), and how they were read."""
+
+    train: list[Conversation]
+    eval: list[Conversation]
+    report: ReadReport
+
+    def describe(self) -> dict[str, object]:
+        """Counts and fingerprints, for the record of a run."""
+        return {
+            "format": self.report.format,
+            "num_train_rows": len(self.train),
+            "num_eval_rows": len(self.eval),
+            "num_bad_rows": self.report.num_bad_rows,
+            "num_duplicates": self.report.num_duplicates,
+            "num_overlaps": self.report.num_overlaps,
+            "fingerprint": self.report.fingerprint,
+            "eval_fingerprint": self.report.eval_fingerprint,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenized conversation.
+
+    Attributes:
+        input_ids: T token ids.
+        labels: T labels; `IGNORED` where nothing is learnt; position 0 is always ignored.
+        was_cut: The conversation had more than `max_length` tokens.
+        where: The row it came from.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    was_cut: bool
+    where: Where
