@@ -1,0 +1,1 @@
+"""Checkpoints, quantization and adapters."""

@@ -1,0 +1,64 @@
+"""A checkpoint's identity by content, so that an adapter is never put on another base."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from sft_kit.settings import ModelSettings
+
+_SAMPLE_BYTES = 4096
+
+
+def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path | None:
+    """Find the folder a checkpoint was loaded from, without asking the Hub.
+
+    Returns:
+        The local folder, the snapshot in the Hub's cache, or None when it is in neither.
+    """
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    found = cached_file(
+        checkpoint,
+        "config.json",
+        revision=revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return Path(str(found)).parent if found else None
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash a safetensors checkpoint: every tensor's name, type, shape and first bytes.
+
+    Reads 4 KiB of each tensor, so that it costs the same seconds for any size of model.
+
+    Returns:
+        sha256 as 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+            header.pop("__metadata__", None)
+            for name, entry in sorted(header.items()):
+                begin, end = entry["data_offsets"]
+                file.seek(8 + header_bytes + begin)
+                digest.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
+                digest.update(file.read(min(_SAMPLE_BYTES, end - begin)))
+    return digest.hexdigest()
+
+
+def describe_base(settings: ModelSettings) -> dict[str, object]:
+    """Say which weights a run starts from: name, folder on this machine, fingerprint."""
+    folder = checkpoint_folder(settings.checkpoint, settings.revision)
+    assert folder is not None, "the checkpoint has been loaded before"
+    return {
+        "name": settings.checkpoint,
+        "folder": str(folder.resolve()),
+        "fingerprint": fingerprint(folder),
+    }
