@@ -39,7 +39,9 @@ def pack_documents(
         "list[list[int]]",
         tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [],
     )
-    eos = cast("int", tokenizer.eos_token_id)
+    eos = cast("int | None", tokenizer.eos_token_id)
+    if eos is None:
+        raise DataError("the tokenizer has no end-of-text token to close documents with")
     stream = list(chain.from_iterable([*ids, eos] for ids in encoded))
     starts = range(0, len(stream) - window + 1, window)
     if documents and not starts:

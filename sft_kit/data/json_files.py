@@ -1,0 +1,321 @@
+"""JSON lists and JSON Lines -> rows, each with the line it starts on.
+
+The standard library parses; the walk from row to row is our own, because a parser of whole files
+knows neither the line of a good row nor anything about the rows behind a broken one.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sft_kit.data.rows import RawRow, Where
+from sft_kit.data.text_files import (
+    MAX_ROW_CHARACTERS,
+    byte_lines,
+    encoding_problem,
+    read_bytes,
+    text_problem,
+    too_long,
+)
+from sft_kit.errors import DataError, Problem
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_ROW_START = re.compile(r'\{\s*"((?:[^"\\]|\\.){0,100})"\s*:')
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
+_NOWHERE = -1
+_PIECES = (1 << 12, 1 << 16, 1 << 20, 1 << 24)
+_FIX_JSON = "repair the row, or remove it"
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One JSON value, where it ends in the text, and what in it a row must not have."""
+
+    value: object
+    end: int
+    complaints: tuple[str, ...]
+
+
+def decode(text: str, start: int = 0) -> Decoded:
+    """Decode the JSON value that starts at `start`.
+
+    Raises:
+        ValueError: Broken JSON; a `json.JSONDecodeError` where the place is known.
+    """
+    complaints: list[str] = []
+
+    def from_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            complaints.append(f"found the same key twice: {', '.join(map(repr, twice))}")
+        return fields
+
+    def from_constant(name: str) -> None:
+        complaints.append(f"found {name}, which is not JSON")
+
+    decoder = json.JSONDecoder(object_pairs_hook=from_pairs, parse_constant=from_constant)
+    try:
+        value, end = decoder.raw_decode(text, start)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return Decoded(value, end, tuple(complaints))
+
+
+def read_json_lines(path: Path, name: str) -> Iterator[RawRow | Problem]:
+    """Yield the object of each line that is not blank.
+
+    Args:
+        path: File to read.
+        name: The file as the user named it.
+    """
+    for number, offset, line in byte_lines(path):
+        if not line.strip():
+            continue
+        where = Where(name, number)
+        yield text_problem(where, line, offset) or _row_of_line(line, where)
+
+
+def _row_of_line(line: bytes, where: Where) -> RawRow | Problem:
+    text = line.strip().decode("utf-8")
+    try:
+        decoded = decode(text)
+    except ValueError as error:
+        return _broken(error, where)
+    if decoded.end != len(text):
+        message = f"found more after the JSON value, at column {decoded.end + 1}"
+        return Problem(str(where), "", message, "write one object per line, without commas between")
+    return _row(decoded, where)
+
+
+def _broken(error: ValueError, where: Where, column: int = 0) -> Problem:
+    """Word an error; `column` characters stand before the decoded text on its first line."""
+    message = f"broken JSON: {error}"
+    if isinstance(error, json.JSONDecodeError):
+        line = where.line + error.lineno - 1
+        column = error.colno + (column if error.lineno == 1 else 0)
+        message = f"broken JSON: {error.msg} at line {line}, column {column}"
+    return Problem(str(where), "", message, _FIX_JSON)
+
+
+def _row(decoded: Decoded, where: Where) -> RawRow | Problem:
+    if decoded.complaints:
+        return Problem(str(where), "", "; ".join(decoded.complaints), _FIX_JSON)
+    if not isinstance(decoded.value, dict):
+        kind = type(decoded.value).__name__
+        message = f"found a {kind}, accepts an object with named fields"
+        return Problem(str(where), "", message, _FIX_JSON)
+    return RawRow(decoded.value, where)
+
+
+def read_json_list(path: Path, name: str) -> Iterator[RawRow | Problem]:
+    """Yield the objects of a JSON list; goes on behind a broken one.
+
+    Args:
+        path: File to read.
+        name: The file as the user named it.
+    """
+    # Bytes that are not UTF-8 become lone surrogates: they spoil their own row, and no other.
+    text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+    has_bom = read_bytes(path, 3) == b"\xef\xbb\xbf"
+    yield from _walk_list(_Text(text, name, byte=3 if has_bom else 0))
+
+
+@dataclass(slots=True)
+class _Text:
+    """Text of a file with a mark that only moves forward and knows its line and byte."""
+
+    text: str
+    file: str
+    at: int = 0
+    line: int = 1
+    line_start: int = 0
+    byte: int = 0
+    byte_at: int = 0
+
+    def where(self, at: int) -> Where:
+        self.line += self.text.count("\n", self.at, at)
+        self.line_start = max(self.line_start, self.text.rfind("\n", self.at, at) + 1)
+        self.at = at
+        return Where(self.file, self.line)
+
+    def byte_offset(self, at: int) -> int:
+        between = self.text[self.byte_at : at]
+        self.byte += len(between.encode("utf-8", errors="surrogateescape"))
+        self.byte_at = at
+        return self.byte
+
+
+def _walk_list(source: _Text) -> Iterator[RawRow | Problem]:
+    text, keys = source.text, set[str]()
+    at = _skip_space(text, _skip_space(text, 0) + 1)
+    while at != _NOWHERE and text[at : at + 1] not in {"", "]"}:
+        where = source.where(at)
+        try:
+            decoded = _decode_nearby(text, at)
+        except ValueError as error:
+            yield _broken(error, where, at - source.line_start)
+            at = _next_row(source, at, keys)
+            continue
+        if start := _ROW_START.match(text, at):
+            keys.add(start.group(1))
+        after = _skip_space(text, decoded.end)
+        found = text[after : after + 1]
+        if found and found not in ",]{":
+            message = f"broken JSON: found {found!r} after the row, accepts a comma or ]"
+            yield Problem(str(where), "", message, _FIX_JSON)
+            at = _next_row(source, at, keys)
+            continue
+        yield _checked_row(source, at, decoded, where)
+        at = after
+        if found == "{":
+            yield _at(source, at, "found no comma before this row", "put commas between the rows")
+        elif found == ",":
+            at = _skip_space(text, after + 1)
+            if text[at : at + 1] == "]":
+                yield _at(source, after, "found a comma after the last row", "remove the comma")
+    if at != _NOWHERE:
+        yield from _end_of_list(source, at)
+
+
+def _checked_row(source: _Text, at: int, decoded: Decoded, where: Where) -> RawRow | Problem:
+    if decoded.end - at > MAX_ROW_CHARACTERS:
+        return too_long(where, decoded.end - at)
+    if bad := _NOT_UTF8.search(source.text, at, decoded.end):
+        byte = ord(bad.group()) - 0xDC00
+        return encoding_problem(where, source.byte_offset(bad.start()), byte)
+    return _row(decoded, where)
+
+
+def _end_of_list(source: _Text, at: int) -> Iterator[Problem]:
+    text = source.text
+    if at >= len(text):
+        last = len(text.rstrip(" \t\r\n"))
+        yield _at(
+            source, last, "found no ] at the end of the list", "add it; was the file cut off?"
+        )
+    elif (rest := _skip_space(text, at + 1)) < len(text):
+        yield _at(source, rest, "found more after the end of the list", "remove it")
+
+
+def _at(source: _Text, at: int, message: str, todo: str) -> Problem:
+    return Problem(str(source.where(at)), "", message, todo)
+
+
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _decode_nearby(text: str, at: int) -> Decoded:
+    """Decode the value at `at` from a short piece of the text, longer while it doesn't end there.
+
+    An error of the decoder costs as much time as there is text before it. With the whole file as
+    text, a file of broken rows would take minutes.
+    """
+    for size in _PIECES:
+        piece = text[at : at + size]
+        try:
+            decoded = decode(piece)
+        except json.JSONDecodeError as error:
+            was_cut = error.msg.startswith("Unterminated") or error.pos > len(piece) - 16
+            if not was_cut or len(piece) < size:
+                raise
+        else:
+            if decoded.end < len(piece):
+                return replace(decoded, end=at + decoded.end)
+    try:
+        return decode(text, at)
+    except json.JSONDecodeError as error:
+        raise ValueError(error.msg) from error  # its line would be counted from the top
+
+
+def _next_row(source: _Text, broken: int, keys: set[str]) -> int:
+    """Find where the row after a broken one starts; `_NOWHERE` if there is none.
+
+    Where rows start lines, it is the next line with the same indent and a `{` (or with anything
+    but a key, behind a comma): nested objects are indented deeper. In a list on one line it is the
+    next `{` with the first key of a row: nested objects have other keys.
+    """
+    text = source.text
+    # No row is indented by more than a hundred characters: in a list on one line this keeps the
+    # piece short.
+    indent = text[source.line_start : min(broken, source.line_start + 100)]
+    if source.line_start and source.line_start + len(indent) == broken and not indent.strip():
+        start_of_row = rf"\n{indent}(?=\{{)|,[ \t]*\r?\n{indent}(?=[^\s\]}}\"])"
+        found = re.compile(start_of_row).search(text, broken)
+        if found:
+            return found.end()
+    own = _ROW_START.match(text, broken)
+    known = keys or ({own.group(1)} if own else set())
+    for start in _ROW_START.finditer(text, broken + 1):
+        if start.group(1) in known:
+            return start.start()
+    return _NOWHERE if keys else _first_top_level_row(text, broken + 1)
+
+
+def _first_top_level_row(text: str, at: int) -> int:
+    """Find a row without knowing its keys: the first object that isn't part of an inner list."""
+    while start := _ROW_START.search(text, at):
+        end = _end_of_run(text, start.start())
+        after = _skip_space(text, end + 1)
+        if end > start.start() and (text[end : end + 1] != "]" or after >= len(text)):
+            return start.start()
+        at = max(end, start.end())
+    return _NOWHERE
+
+
+def _end_of_run(text: str, at: int) -> int:
+    """Walk over values with commas between them to the first character that is neither."""
+    while True:
+        try:
+            end = _skip_space(text, _decode_nearby(text, at).end)
+        except ValueError:
+            return at
+        if text[end : end + 1] != ",":
+            return end
+        at = _skip_space(text, end + 1)
+
+
+def holds_list(path: Path, suffix: str) -> bool:
+    """Tell a JSON list from JSON Lines: it starts with [ (and ends with ] in a .jsonl file)."""
+    first, more = _first_lines(path)
+    if not first.startswith(b"["):
+        return False
+    if suffix == ".jsonl" and not read_bytes(path).rstrip().endswith(b"]"):
+        return False
+    # A first line like `["a", 1]` with more lines behind it is a bad row of JSON Lines.
+    return bool(re.match(rb"\[\s*(\{|\]|$)", first) or not more or not first.endswith(b"]"))
+
+
+def refuse_object_over_lines(path: Path, name: str) -> None:
+    """Refuse a file that is one big object instead of a list or one object per line.
+
+    Raises:
+        DataError: With the field that seems to hold the rows, if there is one.
+    """
+    first, _ = _first_lines(path)
+    if not first.startswith(b"{") or b"}" in first:
+        return
+    try:
+        value = decode(read_bytes(path).decode("utf-8-sig", errors="replace").lstrip()).value
+    except ValueError:
+        return
+    lists = (
+        [key for key, item in value.items() if isinstance(item, list)]
+        if isinstance(value, dict)
+        else []
+    )
+    hint = f"; the rows may stand under {lists[0]!r}" if len(lists) == 1 else ""
+    raise DataError(
+        f"{name}: found an object over several lines, accepts a list of objects or one object per "
+        f"line{hint} (save the list of rows itself as the file)"
+    )
+
+
+def _first_lines(path: Path) -> tuple[bytes, bytes]:
+    lines = (line.strip() for _, _, line in byte_lines(path) if line.strip())
+    return next(lines, b""), next(lines, b"")
