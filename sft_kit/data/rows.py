@@ -18,7 +18,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Place of a row: file as the user named it, and line (or row, where there are no lines) from 1."""
+    """Place of a row: file as the user named it; line (or row, where there are no lines) from 1."""
 
     file: str
     line: int
