@@ -20,6 +20,7 @@ from sft_kit.data.turns import (
     is_list,
     kind_of,
     optional_text,
+    refuse_rejected_answer,
     refuse_tool_calls,
     refuse_what_text_cannot_hold,
     required,
@@ -62,6 +63,7 @@ def understand(row: RawRow, format_name: str) -> Understood:
         format_name: A name in `FORMATS`.
     """
     findings = Findings()
+    refuse_rejected_answer(row.fields, findings)
     read = FORMATS[format_name].read(row.fields, findings)
     if findings.problems:
         where = str(row.where)

@@ -151,6 +151,13 @@ def refuse_what_text_cannot_hold(fields: Mapping[str, object], findings: Finding
             findings.add(name, f"found {name}, accepts text only", "remove the row")
 
 
+def refuse_rejected_answer(fields: Mapping[str, object], findings: Findings) -> None:
+    """Note a KTO row whose answer somebody marked as bad: learning it would be the opposite."""
+    if fields.get("label") is False:
+        message = "found false, which marks a rejected answer; accepts true or no such field"
+        findings.add("label", message, "remove the row")
+
+
 def refuse_tool_calls(fields: Mapping[str, object], prefix: str, findings: Findings) -> None:
     """Note tool calls beside the content of a message."""
     if fields.get("tool_calls"):

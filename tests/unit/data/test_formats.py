@@ -312,3 +312,14 @@ def test_preference_pairs_are_not_taken_for_conversations():
     fields = {"conversations": human("q"), "chosen": {}, "rejected": {}}
     with pytest.raises(FormatError, match="pairs for preference training"):
         detect_format([raw(fields)])
+
+
+@pytest.mark.parametrize(("label", "accepted"), [(False, False), (True, True), (0, True)])
+def test_answers_marked_as_rejected_are_not_learnt(label: object, accepted: bool) -> None:
+    """KTO files hold answers somebody disliked, marked `label: false`."""
+    fields = {"prompt": "How are you?", "completion": "Go away.", "label": label}
+    understood = understand(RawRow(fields, Where("kto.json", 3)), "prompt-completion")
+    assert (understood.conversation is not None) == accepted
+    assert [(problem.where, problem.key) for problem in understood.problems] == (
+        [] if accepted else [("kto.json:3", "label")]
+    )
