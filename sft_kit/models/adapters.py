@@ -16,6 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from sft_kit.errors import ConfigError, Problem
 
+_LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layer classes that PEFT can put a LoRA on; quantized ones are subclasses of `nn.Linear`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
@@ -52,7 +55,11 @@ def attach_lora(
     targets = _target_layers(model, config)
     config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in targets)
     with quiet_peft():
-        return cast("PeftModel", get_peft_model(model, config))
+        try:
+            return cast("PeftModel", get_peft_model(model, config))
+        except ValueError as error:
+            problem = Problem("adapter", "", " ".join(str(error).split()))
+            raise ConfigError("the adapter does not fit the model", [problem]) from error
 
 
 @contextmanager
@@ -79,15 +86,18 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def _target_layers(model: PreTrainedModel, config: LoraConfig) -> list[nn.Module]:
     layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
+        name: module for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)
     }
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         return list(layers.values())
     if isinstance(targets, str):
-        found = [layer for name, layer in layers.items() if re.fullmatch(targets, name)]
+        try:
+            found = [layer for name, layer in layers.items() if re.fullmatch(targets, name)]
+        except re.error as error:
+            message = f"found {targets!r}, which is no regular expression: {error}"
+            problem = Problem("adapter", "target_modules", message)
+            raise ConfigError("1 target module matches no layer of the model", [problem]) from error
         problems = [] if found else [_no_match(targets, layers)]
     else:
         matches = {
@@ -99,14 +109,14 @@ def _target_layers(model: PreTrainedModel, config: LoraConfig) -> list[nn.Module
             for target in targets
         }
         found = [layer for group in matches.values() for layer in group]
-        modules = dict(model.named_modules())
-        problems = [
-            _no_match(target, layers)
-            for target, group in sorted(matches.items())
-            if not group and not any(name.endswith(target) for name in modules)
-        ]
+        problems = [_no_match(target, layers) for target in sorted(matches) if not matches[target]]
     if problems:
-        raise ConfigError(f"{len(problems)} target modules match no layer of the model", problems)
+        count = (
+            "1 target module matches"
+            if len(problems) == 1
+            else f"{len(problems)} target modules match"
+        )
+        raise ConfigError(f"{count} no layer of the model", problems)
     return found
 
 
@@ -114,6 +124,8 @@ def _no_match(target: str, layers: dict[str, nn.Module]) -> Problem:
     names = sorted({name.rsplit(".", 1)[-1] for name in layers})
     close = difflib.get_close_matches(target, names, n=1)
     hint = f", did you mean {close[0]!r}?" if close else ""
+    if target in names:  # only a string, which is matched against whole names, gets here
+        hint = f"; a string is a regular expression for the whole name, write [{target}]"
     return Problem(
         "adapter",
         "target_modules",

@@ -4,11 +4,11 @@ Safetensors only, and never code from a checkpoint: `trust_remote_code=False` is
 because the libraries' default is to ask on stdin.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,7 +18,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.network import hub_is_reachable
@@ -26,7 +30,7 @@ from sft_kit.models.quantization import freeze, guard_cpu_packing
 from sft_kit.settings import ModelSettings, ScratchModelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 EMBEDDED_CHECKPOINT = "data/checkpoints/tiny-gpt2"
 """The checkpoint that comes with the project and needs no network."""
@@ -47,9 +51,14 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
         "PreTrainedTokenizerBase",
         _from_pretrained(AutoTokenizer.from_pretrained, name, revision=revision),
     )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # transformers builds an empty tokenizer of the config's architecture when it finds no file.
+        todo = "copy tokenizer.json and tokenizer_config.json to it"
+        problem = Problem(name, "model.checkpoint", "it has no tokenizer", todo)
+        raise CheckpointError(f"{name} can't be loaded", [problem])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if isinstance(settings, ModelSettings):
+    if isinstance(settings, ModelSettings) and _has_config(name):
         context = context_length(load_config_of(name, revision))
         if context is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, context)
@@ -80,20 +89,21 @@ def load_causal_lm(
     Args:
         settings: Checkpoint, quantization and dtype; `auto` means float32 here, a run has resolved
             it before.
-        device: Where the weights go. None: this process's own GPU, else the CPU.
+        device: Where the weights go. None: the device of this process, as accelerate sees it.
 
     Returns:
         The model in evaluation mode. Quantized models come with every parameter frozen.
 
     Raises:
-        CheckpointError: The checkpoint is missing, has no safetensors, or needs its own code.
+        CheckpointError: The checkpoint is missing, damaged or incomplete, has no safetensors, or
+            needs its own code.
     """
-    place = torch.device(device) if device is not None else _own_device()
+    place = torch.device(device) if device is not None else PartialState().device
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     quantization = _quantization_config(settings, dtype)
     options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
-    model = cast(
-        "PreTrainedModel",
+    model, report = cast(
+        "tuple[PreTrainedModel, dict[str, set[str]]]",
         _from_pretrained(
             AutoModelForCausalLM.from_pretrained,
             settings.checkpoint,
@@ -101,9 +111,13 @@ def load_causal_lm(
             dtype=dtype,
             use_safetensors=True,
             device_map={"": place},
+            output_loading_info=True,
+            # transformers 5.23 looks for an adapter first and asks the Hub without this.
+            adapter_kwargs={"local_files_only": _only_local(settings.checkpoint)},
             **options,
         ),
     )
+    _refuse_random_weights(settings.checkpoint, report["missing_keys"])
     if quantization is not None:
         guard_cpu_packing(model)
         freeze(model)
@@ -127,17 +141,12 @@ def new_causal_lm(
     try:
         config = AutoConfig.for_model(settings.architecture, **(ids | settings.config))
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a config field can be wrong in as many ways as there are fields
         place = f"model.architecture={settings.architecture}"
-        problem = Problem("", place, str(error), "see the architecture's config in transformers")
+        found = str(error) if isinstance(error, ValueError) else _one_line(error)
+        problem = Problem("", place, found, "see the architecture's config in transformers")
         raise CheckpointError("the model can't be built", [problem]) from error
     return cast("PreTrainedModel", model)
-
-
-def _own_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
 
 
 def _quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -156,16 +165,28 @@ def _quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAnd
 def _from_pretrained(
     load: "Callable[..., object]", name: str, *, revision: str | None, **options: object
 ) -> object:
-    local = Path(name).is_dir() or not hub_is_reachable()
+    if Path(name).is_file():
+        problem = Problem("", "model.checkpoint", f"found {name!r}, a file", "name its folder")
+        raise CheckpointError(f"{name} can't be loaded", [problem])
+    had_progress_bar = is_progress_bar_enabled()
     disable_progress_bar()
     try:
         return load(
-            name, revision=revision, trust_remote_code=False, local_files_only=local, **options
+            name,
+            revision=revision,
+            trust_remote_code=False,
+            local_files_only=_only_local(name),
+            **options,
         )
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # A damaged file ends in whatever its reader raises: SafetensorError, KeyError, a bare
+        # Exception of the tokenizers library.
         raise CheckpointError(*_explain(name, error)) from error
     finally:
-        enable_progress_bar()
+        if had_progress_bar:  # it may have been switched off by HF_HUB_DISABLE_PROGRESS_BARS
+            enable_progress_bar()
 
 
 def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
@@ -178,9 +199,8 @@ def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
             Problem("", key, "it needs Python code of its own, which is never run", todo)
         ]
     if Path(name).is_dir():
-        first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        todo = "it needs config.json, model.safetensors and the tokenizer's files"
-        return f"the folder {name} can't be loaded", [Problem(name, key, first_line, todo)]
+        todo = "it needs config.json, model.safetensors and the tokenizer's files, whole"
+        return f"the folder {name} can't be loaded", [Problem(name, key, _one_line(error), todo)]
     if "safetensors" in text:
         todo = "choose a revision with model.safetensors, or convert the weights"
         return f"{name} can't be loaded", [
@@ -199,5 +219,28 @@ def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return _one_line(error)
+
+
+def _only_local(name: str) -> bool:
+    return Path(name).is_dir() or not hub_is_reachable()
+
+
+def _one_line(error: BaseException) -> str:
+    line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+
+
+def _has_config(name: str) -> bool:
+    # A run folder with an adapter has a tokenizer and no config of a model.
+    return not Path(name).is_dir() or (Path(name) / "config.json").is_file()
+
+
+def _refuse_random_weights(name: str, missing: "Collection[str]") -> None:
+    """Stop where transformers fills what a checkpoint lacks with random numbers and goes on."""
+    if not missing:
+        return
+    shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+    todo = "the weights are incomplete or belong to another architecture than config.json"
+    problem = Problem("", "model.checkpoint", f"it lacks {len(missing)} tensors: {shown}", todo)
+    raise CheckpointError(f"{name} can't be loaded", [problem])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
+from sft_kit.errors import CheckpointError
 from sft_kit.settings import ModelSettings
 
 _SAMPLE_BYTES = 4096
@@ -19,15 +20,18 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path | No
     """
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
-    found = cached_file(
-        checkpoint,
-        "config.json",
-        revision=revision,
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        found = cached_file(
+            checkpoint,
+            "config.json",
+            revision=revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:  # the name of a folder that is gone is no Hub id
+        return None
     return Path(str(found)).parent if found else None
 
 
@@ -38,19 +42,33 @@ def fingerprint(folder: Path) -> str:
 
     Returns:
         sha256 as 64 hexadecimal digits.
+
+    Raises:
+        CheckpointError: A file is damaged.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_bytes))
-            header.pop("__metadata__", None)
-            for name, entry in sorted(header.items()):
-                begin, end = entry["data_offsets"]
-                file.seek(8 + header_bytes + begin)
-                digest.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
-                digest.update(file.read(min(_SAMPLE_BYTES, end - begin)))
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            _hash_tensors(path, digest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: its header can't be read; bring back the file as it was"
+        ) from error
     return digest.hexdigest()
+
+
+def _hash_tensors(path: Path, digest: "hashlib._Hash") -> None:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > path.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items()):
+            begin, end = entry["data_offsets"]
+            file.seek(8 + header_bytes + begin)
+            digest.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
+            digest.update(file.read(min(_SAMPLE_BYTES, end - begin)))
 
 
 def describe_base(settings: ModelSettings) -> dict[str, object]:

@@ -19,12 +19,12 @@ def hub_is_reachable() -> bool:
     """
     if constants.HF_HUB_OFFLINE:
         return False
-    address = urlsplit(constants.ENDPOINT)
-    if address.scheme in getproxies():
-        return True
-    port = address.port or (80 if address.scheme == "http" else 443)
     try:
+        address = urlsplit(constants.ENDPOINT)
+        if address.scheme in getproxies():
+            return True
+        port = address.port or (80 if address.scheme == "http" else 443)
         with socket.create_connection((address.hostname or "", port), timeout=_SECONDS):
             return True
-    except OSError:
+    except (OSError, ValueError):  # ValueError: HF_ENDPOINT is no address
         return False

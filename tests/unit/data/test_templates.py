@@ -149,7 +149,7 @@ def test_template_without_stop_token_is_refused_with_the_last_tokens(
     tokenizer: "PreTrainedTokenizerFast",
 ) -> None:
     source = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(TemplateError, match="'mine'.*teach the model to stop") as error:
+    with pytest.raises(TemplateError, match=r"'mine'.*teach the model to stop") as error:
         bind_template(tokenizer, "mine", source)
     assert str(tokenizer.convert_ids_to_tokens(tokenizer("Sesame!\n")["input_ids"])[-1]) in str(
         error.value
@@ -159,7 +159,8 @@ def test_template_without_stop_token_is_refused_with_the_last_tokens(
 def test_template_that_rewrites_earlier_turns_is_refused(
     tokenizer: "PreTrainedTokenizerFast",
 ) -> None:
-    source = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    turns = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    source = "{{ messages | length }}" + turns
     with pytest.raises(TemplateError, match="rewrites earlier text"):
         bind_template(tokenizer, "counting", source)
 
