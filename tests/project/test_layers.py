@@ -10,8 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "sft_kit"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 TOP = {"training", "inference", "evaluation", "artifacts", "hub", "label_doctor"}
-# Whatever else lies beside them is the config layer: settings, YAML, their rules and messages.
-CONFIG = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "errors", "cli"} - TOP
+CONFIG = {"command", "config", "devices", "settings"}
 LOW = {"errors"} | CONFIG
 MIDDLE = LOW | {"objectives", "data", "models"}
 MAY_IMPORT: dict[str, set[str]] = {

@@ -1,0 +1,31 @@
+"""How a recipe or a command ends: its exit code and its last words."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from sft_kit.errors import SftKitError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe so that a user's mistake ends in a message instead of a traceback.
+
+    Exit code 2 means that something in settings or data is wrong, 130 that Ctrl-C stopped it. With
+    several processes on a machine only the first one prints.
+    """
+    try:
+        main()
+    except SftKitError as error:
+        _print_error(f"error: {error}")
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except KeyboardInterrupt:
+        _print_error("stopped by Ctrl-C; a run with checkpoints continues with `--resume`")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _print_error(text: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"{text}\n")

@@ -1,0 +1,72 @@
+"""Names of a checkpoint's layers, read from its safetensors headers without loading a tensor."""
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def module_names(folder: Path) -> list[str]:
+    """Names of the modules that hold a matrix, which is what an adapter can attach to.
+
+    Args:
+        folder: With `model.safetensors`, or `model.safetensors.index.json` and its shards.
+
+    Returns:
+        Sorted full names (`h.0.attn.c_attn`); empty when there are no readable headers.
+    """
+    names: set[str] = set()
+    for file in _weight_files(folder):
+        header = read_header(file)
+        if header is None:
+            return []
+        for tensor, facts in header.items():
+            if isinstance(facts, dict) and len(facts.get("shape", ())) >= 2:
+                names.add(tensor.rpartition(".")[0])
+    return sorted(names - {""})
+
+
+def read_header(file: Path) -> dict[str, object] | None:
+    """The JSON header of a safetensors file; None when the file isn't one."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length)) if length <= _MAX_HEADER_BYTES else None
+    except (OSError, ValueError, struct.error):
+        return None
+    return header if isinstance(header, dict) else None
+
+
+def local_folder(checkpoint: str, revision: str | None, hub_cache: Path) -> Path | None:
+    """Folder of a checkpoint on this machine: itself, or its snapshot in the Hub's cache.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        revision: Branch, tag or commit; None is `main`.
+        hub_cache: Where `huggingface_hub` keeps what it downloaded.
+    """
+    if os.path.isdir(checkpoint):
+        return Path(checkpoint)
+    cached = hub_cache / f"models--{checkpoint.replace('/', '--')}"
+    reference = cached / "refs" / (revision or "main")
+    try:
+        commit = reference.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision or ""
+    snapshot = cached / "snapshots" / commit
+    return snapshot if commit and os.path.isdir(snapshot) else None
+
+
+def _weight_files(folder: Path) -> Iterable[Path]:
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    return sorted(folder / str(shard) for shard in shards)
