@@ -231,8 +231,9 @@ def name_places(rows: Sequence[Where]) -> str:
     named = rows[:_MAX_NAMED_ROWS]
     more = ", ..." if len(rows) > len(named) else ""
     if len({where.file for where in rows}) == 1:
-        word = "line" if len(rows) == 1 else "lines"
-        return f"({word} {', '.join(str(where.line) for where in named)}{more})"
+        word = "row" if all(where.row for where in rows) else "line"
+        numbers = ", ".join(str(where.row or where.line) for where in named)
+        return f"({word}{'s' if len(rows) > 1 else ''} {numbers}{more})"
     return f"({', '.join(str(where) for where in named)}{more})"
 
 

@@ -135,6 +135,16 @@ class _Text:
     line_start: int = 0
     byte: int = 0
     byte_at: int = 0
+    row: int = 0
+    row_line: int = 1
+
+    def next_row(self, at: int) -> Where:
+        """Count a row; its number tells it from others where it starts on the same line."""
+        where = self.where(at)
+        self.row += 1
+        shares_line = where.line == self.row_line
+        self.row_line = where.line
+        return replace(where, row=self.row) if shares_line else where
 
     def where(self, at: int) -> Where:
         self.line += self.text.count("\n", self.at, at)
@@ -153,7 +163,7 @@ def _walk_list(source: _Text) -> Iterator[RawRow | Problem]:
     text, keys = source.text, set[str]()
     at = _skip_space(text, _skip_space(text, 0) + 1)
     while at != _NOWHERE and text[at : at + 1] not in {"", "]"}:
-        where = source.where(at)
+        where = source.next_row(at)
         try:
             decoded = _decode_nearby(text, at)
         except ValueError as error:

@@ -18,13 +18,21 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Place of a row: file as the user named it; line (or row, where there are no lines) from 1."""
+    """Place of a row.
+
+    Attributes:
+        file: As the user named it.
+        line: From 1; the number of the row where a file has no lines.
+        row: Number of the row from 1, where several rows stand on one line.
+    """
 
     file: str
     line: int
+    row: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        row = "" if self.row is None else f" row {self.row}"
+        return f"{self.file}:{self.line}{row}"
 
 
 @dataclass(frozen=True, slots=True)

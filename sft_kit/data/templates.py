@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from jinja2.exceptions import TemplateError as JinjaError
 
 from sft_kit.data.rows import Message
-from sft_kit.errors import Problem, TemplateError
+from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import TemplateName
 
 if TYPE_CHECKING:
@@ -188,9 +188,25 @@ def encode_prompt(
 
     Returns:
         P prompt token ids.
+
+    Raises:
+        DataError: A message spells a special token, which would be read as a control token.
+        TemplateError: The template refuses the roles.
     """
+    texts = [message["content"] for message in messages]
+    if spelled := spelled_special_tokens(tokenizer, texts):
+        raise DataError(
+            f"the message spells {', '.join(map(repr, spelled))}, which the model would read as a "
+            "control token: write it in another way"
+        )
     segments = render_segments(tokenizer, template, messages)
     return [token_id for segment in segments for token_id in _encode(tokenizer, segment.text)]
+
+
+def spelled_special_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
+    """List the special tokens that stand in texts as ordinary characters."""
+    tokens = [token for token in tokenizer.all_special_tokens if token]
+    return [token for token in tokens if any(token in text for text in texts)]
 
 
 def _render(
@@ -202,7 +218,7 @@ def _render(
 ) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [{"role": message["role"], "content": message["content"]} for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )

@@ -9,7 +9,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, cast
 
 from sft_kit.data.rows import IGNORED, Conversation, Example
-from sft_kit.data.templates import Segment, Template, begins_with_bos, render_segments
+from sft_kit.data.templates import (
+    Segment,
+    Template,
+    begins_with_bos,
+    render_segments,
+    spelled_special_tokens,
+)
 from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import DataSettings
 
@@ -98,10 +104,9 @@ def _render_all(
 ) -> list[list[Segment]]:
     rows: list[list[Segment]] = []
     problems: list[Problem] = []
-    special_tokens = [token for token in tokenizer.all_special_tokens if token]
     prefix = str(tokenizer.bos_token) if begins_with_bos(tokenizer) else ""
     for conversation in conversations:
-        problems.extend(_special_token_problems(conversation, special_tokens))
+        problems.extend(_special_token_problems(conversation, tokenizer))
         try:
             if conversation.text is None:
                 rows.append(render_segments(tokenizer, template, conversation.messages))
@@ -116,18 +121,17 @@ def _render_all(
 
 
 def _special_token_problems(
-    conversation: Conversation, special_tokens: Sequence[str]
+    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterable[Problem]:
     """Find text that the tokenizer would read as a control token, such as a stop in mid-answer."""
     texts = [message["content"] for message in conversation.messages] + [conversation.text or ""]
-    for token in special_tokens:
-        if any(token in text for text in texts):
-            yield Problem(
-                str(conversation.where),
-                "content",
-                f"spells the special token {token!r}, which the model reads as a control token",
-                "remove or rewrite it in the row",
-            )
+    for token in spelled_special_tokens(tokenizer, texts):
+        yield Problem(
+            str(conversation.where),
+            "content",
+            f"spells the special token {token!r}, which the model reads as a control token",
+            "remove or rewrite it in the row",
+        )
 
 
 def _encode_segments(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:

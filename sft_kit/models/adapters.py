@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftMixedModel, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -32,9 +32,7 @@ class ParameterCount:
         return f"{self.trainable:,} of {self.total:,} parameters train ({share:.2%})"
 
 
-def attach_lora(
-    model: PreTrainedModel, config: LoraConfig | None
-) -> PreTrainedModel | PeftModel | PeftMixedModel:
+def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrainedModel | PeftModel:
     """Add a LoRA adapter to a base model; draws the adapter from the global random state.
 
     GPT-2 keeps its linear layers as `Conv1D`, with the weight transposed; once quantized they are
@@ -85,7 +83,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def _target_layers(model: PreTrainedModel, config: LoraConfig) -> list[nn.Module]:
-    layers = {
+    layers: dict[str, nn.Module] = {
         name: module for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)
     }
     targets = config.target_modules

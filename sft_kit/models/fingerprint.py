@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from sft_kit.errors import CheckpointError
 from sft_kit.settings import ModelSettings

@@ -2,7 +2,7 @@
 
 import logging
 
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
 # bitsandbytes asks the Hub for an optional kernel at import and says so when it can't have it.

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -29,7 +30,7 @@ def lines_of(rows):
 
 
 def bad_lines(problems):
-    return [int(problem.where.rsplit(":", 1)[1]) for problem in problems]
+    return [int(problem.where.rsplit(":", 1)[1].split()[0]) for problem in problems]
 
 
 def write(path, content):
@@ -463,3 +464,13 @@ def test_whatever_the_hub_answers_becomes_one_error_with_advice(tmp_path, monkey
     ) as caught:
         open_source("someone/some-data")
     assert "second line" not in str(caught.value)
+
+
+def test_rows_of_a_list_on_one_line_are_told_apart_by_their_number(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('[{"text": "a"}, {"text": "b"},\n{"text": "c"}, 7]', encoding="utf-8")
+    places = [
+        str(row.where) if isinstance(row, RawRow) else row.where
+        for row in open_source(str(file)).rows
+    ]
+    assert places == [f"{file}:1 row 1", f"{file}:1 row 2", f"{file}:2", f"{file}:2 row 4"]

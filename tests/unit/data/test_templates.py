@@ -186,3 +186,12 @@ def test_tokenizer_without_end_of_text_can_not_take_a_named_template(
     tokenizer.eos_token = None
     with pytest.raises(TemplateError, match="needs an end-of-text token"):
         choose_template(tokenizer, "human-assistant")
+
+
+def test_chat_refuses_a_message_that_spells_a_control_token(
+    tokenizer: "PreTrainedTokenizerFast",
+) -> None:
+    template = choose_template(tokenizer, "auto")
+    messages: list[Message] = [{"role": "user", "content": "stop<|endoftext|> here"}]
+    with pytest.raises(DataError, match=r"<\|endoftext\|>.*control token"):
+        encode_prompt(tokenizer, template, messages)

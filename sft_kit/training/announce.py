@@ -1,0 +1,48 @@
+"""What a run says before step 1: everything derived from the settings, once."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.markup import escape
+
+from sft_kit.data.label_view import render_tokens
+from sft_kit.data.rows import Example
+from sft_kit.data.token_text import mark_tokens
+from sft_kit.training.facts import fact_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MAX_TOKENS_SHOWN = 120
+
+
+def announce(
+    facts: dict[str, object],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    example: Example,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Print device, precision, parameters, batch, steps, warnings and one example with its labels.
+
+    Args:
+        facts: From `derive_facts`.
+        notes: What was picked for `auto` settings.
+        warnings: What works but was probably not meant.
+        example: A training example; its supervised tokens are marked.
+        tokenizer: Decodes it.
+    """
+    if not PartialState().is_main_process:
+        return
+    console = Console(stderr=True)
+    for line in [*notes, *fact_lines(facts)]:
+        console.print(escape(line))
+    for line in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(line)}")
+    tokens = mark_tokens(example, tokenizer)[:_MAX_TOKENS_SHOWN]
+    has_colour = console.color_system is not None
+    marking = "in green" if has_colour else "in ⟦ ⟧"
+    console.print(escape(f"first example ({example.where}), what is learnt {marking}:"))
+    console.print(render_tokens(tokens, has_colour=has_colour))

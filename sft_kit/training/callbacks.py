@@ -1,0 +1,160 @@
+"""What happens around the Trainer's steps."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft_kit.errors import TrainingError
+from sft_kit.training.randomness import RandomState, capture_random_state, restore_random_state
+
+LOG_FILE = "log.jsonl"
+
+
+def append_log(folder: Path, figures: Mapping[str, float | None]) -> None:
+    """Append one line to the log of a run: seconds since 1970 and the figures."""
+    with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": time.time(), **figures}) + "\n")
+
+
+def cut_log(folder: Path, step: int) -> None:
+    """Drop what an interrupted run logged after the checkpoint that is resumed.
+
+    Args:
+        folder: Run folder.
+        step: Step of the checkpoint. Later lines go, and so does a line that was cut off.
+    """
+    path = folder / LOG_FILE
+    if not path.is_file():
+        return
+    kept: list[str] = []
+    last = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            logged = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            break
+        if not last <= logged <= step:
+            break
+        kept.append(f"{line}\n")
+        last = logged
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+class LogFile(TrainerCallback):
+    """Appends every logged figure to `log.jsonl` in the output folder, one JSON object a line."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Make the log of a resumed run that of one run."""
+        if state.is_world_process_zero and state.global_step > 0:
+            cut_log(Path(str(args.output_dir)), state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Write one line: step, epoch and the figures."""
+        if state.is_world_process_zero and logs is not None:
+            figures = {"step": state.global_step, "epoch": state.epoch, **logs}
+            append_log(Path(str(args.output_dir)), figures)
+
+
+class IsolatedEvaluation(TrainerCallback):
+    """Keeps evaluation from changing what is trained.
+
+    An evaluation's data loader draws a seed from the global generator, and every dropout mask
+    after it is another one. The state is set aside when a step ends with an evaluation to come, and
+    put back when the evaluation is over.
+    """
+
+    def __init__(self) -> None:
+        self._state: RandomState | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Set the random state aside for an evaluation before the first step."""
+        self._state = capture_random_state() if args.eval_on_start else None
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Set the random state aside."""
+        self._state = capture_random_state() if control.should_evaluate else None
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Set the random state aside."""
+        self._state = capture_random_state() if control.should_evaluate else None
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Put the random state back."""
+        if self._state is not None:
+            restore_random_state(self._state)
+            self._state = None
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stops before an update that would write NaN or infinity into the weights.
+
+    The Trainer itself logs such a loss as 0.0 and goes on. fp16 training is left to its gradient
+    scaler, which skips such steps on purpose.
+    """
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Check every gradient.
+
+        Raises:
+            TrainingError: Names the step and the first parameter hit.
+        """
+        if args.fp16 or model is None:
+            return
+        for name, parameter in model.named_parameters():
+            gradient = parameter.grad
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                raise TrainingError(
+                    f"step {state.global_step + 1}: the gradient of {name} is not finite, so the "
+                    "weights were left as they were. Lower train.learning_rate, raise "
+                    "train.warmup_steps, or look at the rows of this step; checkpoints in "
+                    f"{args.output_dir} are from before"
+                )

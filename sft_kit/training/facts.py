@@ -1,0 +1,63 @@
+"""What is known before step 1: derived once, printed once, and kept with the run."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import Trainer
+
+from sft_kit.models.adapters import count_parameters
+
+if TYPE_CHECKING:
+    from sft_kit.data.rows import Example
+
+
+def derive_facts(trainer: Trainer, examples: "Sequence[Example]") -> dict[str, object]:
+    """Work out the size of a run from its settings.
+
+    Args:
+        trainer: Ready to train.
+        examples: Tokenized training rows, padding not included.
+
+    Returns:
+        Parameters, batch sizes (examples), steps, and tokens per step on average.
+    """
+    args = trainer.args
+    model = trainer.model
+    assert isinstance(model, nn.Module)
+    parameters = count_parameters(model)
+    batch = args.per_device_train_batch_size * max(1, args.n_gpu)
+    global_batch = batch * args.world_size * args.gradient_accumulation_steps
+    num_rows = len(trainer.train_dataset)  # type: ignore[arg-type]
+    round_batches = math.floor if args.dataloader_drop_last else math.ceil
+    batches = round_batches(num_rows / (batch * args.world_size))
+    steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    num_steps = (
+        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    )
+    mean_tokens = sum(len(example.input_ids) for example in examples) / max(1, len(examples))
+    rows_per_epoch = min(num_rows, batches * batch * args.world_size)
+    return {
+        "trainable_parameters": parameters.trainable,
+        "total_parameters": parameters.total,
+        "num_processes": args.world_size,
+        "micro_batch": batch,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "global_batch": global_batch,
+        "num_steps": num_steps,
+        "epochs": round(num_steps / steps_per_epoch, 2),
+        "tokens_per_step": round(mean_tokens * rows_per_epoch / steps_per_epoch),
+    }
+
+
+def fact_lines(facts: dict[str, object]) -> list[str]:
+    """Say the facts of `derive_facts` in plain sentences."""
+    trainable, total = int(str(facts["trainable_parameters"])), int(str(facts["total_parameters"]))
+    return [
+        f"parameters: {trainable:,} of {total:,} train ({trainable / total:.2%})",
+        f"global batch: {facts['micro_batch']} examples x {facts['num_processes']} processes x "
+        f"{facts['gradient_accumulation_steps']} accumulation = {facts['global_batch']}",
+        f"steps: {facts['num_steps']} ({facts['epochs']} epochs), about "
+        f"{int(str(facts['tokens_per_step'])):,} tokens each",
+    ]

@@ -1,0 +1,92 @@
+"""The Trainer's seams for causal language models: loss, per-token figures, metrics.
+
+Shapes: B batch, T tokens, V vocabulary, N examples.
+"""
+
+import math
+
+import numpy as np
+import torch
+from transformers import EvalPrediction, Trainer
+from transformers.modeling_outputs import CausalLMOutput
+
+from sft_kit.devices import peak_memory_bytes
+from sft_kit.objectives.language import IGNORED, next_token_loss, token_nll
+from sft_kit.training.randomness import isolated_randomness
+
+
+def causal_lm_loss(
+    outputs: CausalLMOutput,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Loss for `Trainer(compute_loss_func=...)`.
+
+    Args:
+        outputs: With logits (B, T, V).
+        labels: (B, T).
+        num_items_in_batch: Supervised tokens of the global batch, counted by the Trainer.
+
+    Returns:
+        Scalar in nats per supervised token of the global batch.
+    """
+    assert outputs.logits is not None
+    return next_token_loss(outputs.logits, labels, num_items_in_batch)
+
+
+def label_nll(
+    logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor
+) -> torch.Tensor:
+    """For `Trainer(preprocess_logits_for_metrics=...)`: keep one number a token, not V logits.
+
+    Returns:
+        (B, T) negative log-likelihoods in nats, 0 where the label is ignored.
+    """
+    return token_nll(logits[0] if isinstance(logits, tuple) else logits, labels)
+
+
+def language_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """For `Trainer(compute_metrics=...)`: loss and perplexity per supervised token.
+
+    The Trainer's own `eval_loss` averages the means of batches, so a short answer weighs as much as
+    a long one. The key `loss` here takes its place.
+    """
+    nll = np.asarray(prediction.predictions)
+    labels = np.asarray(prediction.label_ids)[:, 1:]
+    loss = float(nll[:, 1:][labels != IGNORED].astype(np.float64).mean())
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def held_out_metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """Evaluate outside the training loop, without a trace in the random state.
+
+    Returns:
+        Loss in nats and perplexity per supervised token of the held-out rows, keys with `prefix`;
+        empty when there are no such rows.
+    """
+    if not trainer.eval_dataset:
+        return {}
+    with isolated_randomness():
+        metrics = trainer.evaluate(metric_key_prefix=prefix)
+    return {key: metrics[key] for key in (f"{prefix}_loss", f"{prefix}_perplexity")}
+
+
+def run_metrics(trainer: Trainer) -> dict[str, float]:
+    """Sum up a finished training: steps, seconds, tokens per second, peak memory.
+
+    Seconds and tokens are those of this process's session: a resumed run counts from its
+    checkpoint. Evaluations and checkpoints on the way are part of the time.
+    """
+    logged: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        logged.update({key: entry[key] for key in ("train_loss", "train_runtime") if key in entry})
+    metrics = {
+        "train_loss": logged["train_loss"],
+        "train_seconds": logged["train_runtime"],
+        "num_steps": float(trainer.state.global_step),
+        "peak_memory_bytes": float(peak_memory_bytes()),
+    }
+    num_tokens = trainer.state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
+    if num_tokens and logged["train_runtime"]:
+        metrics["tokens_per_second"] = num_tokens / logged["train_runtime"]
+    return metrics
