@@ -1,0 +1,159 @@
+"""The model card, from an allow-list of facts: no folder of this machine, no row of the data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from jinja2 import Environment
+
+import sft_kit
+
+_CARD = Environment(autoescape=False, trim_blocks=True, keep_trailing_newline=True).from_string(
+    """\
+---
+library_name: {{ "peft" if adapter else "transformers" }}
+pipeline_tag: text-generation
+{% if base_is_on_hub %}
+base_model: {{ base }}
+{% endif %}
+tags:
+- sft_kit
+{% if adapter %}
+- lora
+{% endif %}
+---
+
+# {{ title }}
+
+{{ "A LoRA adapter for" if adapter else "A language model trained from" }} `{{ base }}`,
+made with the recipe `{{ recipe }}` of sft_kit {{ version }}.
+
+| | |
+|---|---|
+{% for name, value in facts.items() %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+
+## Figures
+
+| | |
+|---|---|
+{% for name, value in metrics.items() %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+
+{% for curve in curves %}
+![{{ curve }}]({{ curve }})
+{% endfor %}
+
+## How to use it
+
+```python
+{% if adapter %}
+from peft import PeftModel
+{% endif %}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+{% if quantization %}
+from transformers import BitsAndBytesConfig
+{% endif %}
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+{% if adapter %}
+base = AutoModelForCausalLM.from_pretrained("{{ base }}"{{ quantization }})
+model = PeftModel.from_pretrained(base, folder)
+{% else %}
+model = AutoModelForCausalLM.from_pretrained(folder)
+{% endif %}
+{% if stop_token %}
+messages = [{"role": "user", "content": "Hello!"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+reply = model.generate(**prompt, eos_token_id={{ stop_token_id }}, max_new_tokens=64)
+{% endif %}
+```
+
+Or `sft-kit chat FOLDER`. {{ "Answers end with the token `" ~ stop_token ~ "`." if stop_token }}
+
+## Limits
+
+It knows what its base and {{ rows }} training rows taught it, and states wrong things with the same
+confidence as right ones. The figures above are from held-out rows of the same data; they say
+nothing about other subjects.
+"""
+)
+
+
+def write_card(
+    path: Path,
+    title: str,
+    record: Mapping[str, object],
+    metrics: Mapping[str, object],
+    curves: Sequence[str],
+) -> None:
+    """Write the card of a finished run as `README.md`.
+
+    Args:
+        path: The file.
+        title: Its heading.
+        record: As in `run.yaml`.
+        metrics: As in `metrics.json`.
+        curves: Names of the PNG files beside it.
+    """
+    settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
+    model = settings["model"] or {}
+    checkpoint = str(model.get("checkpoint") or model.get("architecture"))
+    data = cast("Mapping[str, object]", record["data"])
+    template = cast("Mapping[str, object]", record.get("template") or {})
+    is_folder = Path(checkpoint).exists()
+    card = _CARD.render(
+        title=title,
+        adapter=settings.get("adapter"),
+        base=Path(checkpoint).name if is_folder else checkpoint,
+        base_is_on_hub="checkpoint" in model and not is_folder,
+        recipe=record["recipe"],
+        quantization=_quantization(model),
+        version=sft_kit.__version__,
+        facts=_facts(settings, data),
+        metrics={name: _figure(value) for name, value in metrics.items()},
+        curves=curves,
+        stop_token=template.get("stop_token"),
+        stop_token_id=template.get("stop_token_id"),
+        rows=data["num_train_rows"],
+    )
+    path.write_text(card, encoding="utf-8")
+
+
+def _facts(
+    settings: Mapping[str, Mapping[str, object] | None], data: Mapping[str, object]
+) -> dict[str, object]:
+    model, adapter, train = (settings.get(name) or {} for name in ("model", "adapter", "train"))
+    facts: dict[str, object] = {
+        "training rows": data["num_train_rows"],
+        "held-out rows": data["num_eval_rows"],
+        "data fingerprint": f"`{data['fingerprint']}`",
+        "quantization": model.get("quantization"),
+        "chat template": (settings.get("data") or {}).get("template"),
+    }
+    for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):
+        facts[key] = adapter.get(key)
+    for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        facts[key] = train.get(key)
+    facts["seed"] = train.get("seed")
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _quantization(model: Mapping[str, object]) -> str:
+    """Say how plain transformers loads the base as the adapter saw it in training."""
+    options = {
+        "int8": "load_in_8bit=True",
+        "nf4": (
+            'load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            f"bnb_4bit_use_double_quant={model.get('double_quantization', True)}"
+        ),
+    }
+    found = options.get(str(model.get("quantization")))
+    return f", quantization_config=BitsAndBytesConfig({found})" if found else ""
+
+
+def _figure(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

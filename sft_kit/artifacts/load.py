@@ -1,0 +1,128 @@
+"""A run folder back to a model that answers; the folder alone is enough."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sft_kit.artifacts.record import RUN_FILE, read_record, weight_digests
+from sft_kit.data.templates import Template, bind_template
+from sft_kit.errors import CheckpointError, Problem
+from sft_kit.models.adapters import quiet_peft
+from sft_kit.models.base import load_causal_lm, load_tokenizer
+from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
+from sft_kit.settings import ModelSettings
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A finished run: the model in evaluation mode, its tokenizer and template, and `run.yaml`."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    info: dict[str, object]
+
+
+def load_run(folder: str, base: str | None = None) -> LoadedRun:
+    """Load a finished run, on this process's GPU or the CPU.
+
+    Args:
+        folder: Run folder.
+        base: Where the base checkpoint is now, if it is not where the run found it.
+
+    Raises:
+        CheckpointError: Not a finished run, weights that are not the ones it saved, no base,
+            another base than the one trained on, or a chat template that is not the one trained
+            with.
+    """
+    path = Path(folder)
+    record = read_record(path)
+    if record["status"] != "finished":
+        raise CheckpointError(
+            f"the run in {folder} did not finish (status: {record['status']}): repeat its command "
+            "with --resume"
+        )
+    _check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
+    settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
+    tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
+    template = _load_template(path, tokenizer, record)
+    has_adapter = (path / ADAPTER_FILE).is_file()
+    model_settings = (
+        _find_base(path, settings["model"] or {}, record, base) if has_adapter else None
+    )
+    return LoadedRun(load_model(path, model_settings), tokenizer, template, record)
+
+
+def load_model(
+    folder: Path, base: ModelSettings | None, device: torch.device | None = None
+) -> PreTrainedModel | PeftModel:
+    """Load an adapter onto a fresh base, or a whole model when `base` is None."""
+    if base is None:
+        return load_causal_lm(ModelSettings(checkpoint=str(folder)), device)
+    model = load_causal_lm(base, device)
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+
+
+def _check_weights(path: Path, saved: Mapping[str, str]) -> None:
+    found = weight_digests(path)
+    problems = [
+        Problem(str(path / name), "", _difference(found.get(name), saved.get(name)))
+        for name in sorted({*found, *saved})
+        if found.get(name) != saved.get(name)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the weights in {path} are not the ones the run saved: bring them back as they were",
+            problems,
+        )
+
+
+def _difference(found: str | None, saved: str | None) -> str:
+    if found is None or saved is None:
+        return "is missing" if found is None else f"was not written by the run ({RUN_FILE})"
+    return f"has sha256 {found[:12]}, the run saved {saved[:12]}"
+
+
+def _load_template(
+    path: Path, tokenizer: PreTrainedTokenizerBase, record: Mapping[str, object]
+) -> Template:
+    saved = cast("Mapping[str, str]", record.get("template") or {})
+    if not isinstance(tokenizer.chat_template, str) or not saved:
+        raise CheckpointError(f"{path} has no chat template: it holds no model to chat with")
+    template = bind_template(tokenizer, saved["name"], tokenizer.chat_template)
+    if template.sha256 != saved["sha256"]:
+        raise CheckpointError(
+            f"the chat template in {path} is not the one the run was trained with (sha256 "
+            f"{template.sha256[:12]}, trained with {saved['sha256'][:12]}): bring back "
+            "chat_template.jinja as it was saved"
+        )
+    return template
+
+
+def _find_base(
+    path: Path, section: Mapping[str, object], record: Mapping[str, object], base: str | None
+) -> ModelSettings:
+    known = {entry.name for entry in fields(ModelSettings)}
+    settings = ModelSettings(**{k: v for k, v in section.items() if k in known})  # type: ignore[arg-type]
+    saved = cast("Mapping[str, str]", record["base"])
+    if base is None and not Path(settings.checkpoint).is_dir() and Path(saved["folder"]).is_dir():
+        base = saved["folder"]
+    if base is not None:
+        settings = replace(settings, checkpoint=base, revision=None)
+    found = checkpoint_folder(settings.checkpoint, settings.revision)
+    if found is not None and fingerprint(found) != saved["fingerprint"]:
+        name = saved["name"]
+        message = f"found {settings.checkpoint!r}, but the adapter was trained on {name!r}"
+        problem = Problem(
+            str(path), "base", f"{message} and the weights differ", "give --base PATH"
+        )
+        raise CheckpointError(f"the adapter in {path} belongs to another base", [problem])
+    return settings
