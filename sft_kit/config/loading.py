@@ -32,6 +32,7 @@ from sft_kit.errors import ConfigError, Problem
 
 S = TypeVar("S")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class Config(Generic[T]):
+class Config(Generic[T_co]):
     """The settings of one run, built.
 
     Attributes:
@@ -90,7 +91,7 @@ class Config(Generic[T]):
         notes: What was picked for `auto` and which old names were understood.
     """
 
-    settings: T
+    settings: T_co
     resolved: Resolved
     resume: bool
     overwrite: bool
