@@ -5,6 +5,7 @@ Whatever needs torch is imported inside the command that needs it: `sft-kit chec
 
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,8 @@ def main() -> None:
         if isinstance(output, io.TextIOWrapper):
             # A terminal that lacks a character must not cost the reply.
             output.reconfigure(errors="backslashreplace")
+    # It tells at import that it can't download an optional kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     run_recipe(app)
 
 
