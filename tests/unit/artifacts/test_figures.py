@@ -1,0 +1,75 @@
+import struct
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from matplotlib.figure import Figure
+
+from sft_kit.artifacts.figures import write_curves
+
+HISTORY: list[dict[str, float]] = [
+    {"step": 1, "loss": 4.0, "learning_rate": 1e-4},
+    {"step": 2, "eval_loss": 3.5, "eval_perplexity": 33.1},
+    {"step": 3, "loss": 3.0, "learning_rate": 5e-5},
+    {"step": 4, "loss": 2.5, "learning_rate": 0.0},
+    {"step": 4, "eval_loss": 2.75},
+    {"step": 4, "train_loss": 3.2, "train_runtime": 1.0},
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures by file name, as they were when they were saved."""
+    figures: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def keep(self: Figure, path: Path, **options: object) -> None:
+        figures[path.name] = self
+        save(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def curves(figure: Figure) -> dict[str, list[tuple[float, float]]]:
+    (axes,) = figure.axes
+    return {line.get_label(): [tuple(point) for point in line.get_xydata()] for line in axes.lines}
+
+
+def test_every_logged_figure_is_a_point_of_its_curve(tmp_path: Path, drawn: dict[str, Figure]):
+    assert write_curves(tmp_path, HISTORY) == ["loss.png", "learning_rate.png"]
+    assert curves(drawn["loss.png"]) == {
+        "training": [(1, 4.0), (3, 3.0), (4, 2.5)],
+        "held-out": [(2, 3.5), (4, 2.75)],
+    }
+    assert curves(drawn["learning_rate.png"]) == {"learning rate": [(1, 1e-4), (3, 5e-5), (4, 0.0)]}
+
+
+def test_axes_and_curves_are_labelled(tmp_path: Path, drawn: dict[str, Figure]):
+    write_curves(tmp_path, HISTORY)
+    axes = drawn["loss.png"].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "nats per supervised token")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "held-out"]
+    assert drawn["learning_rate.png"].axes[0].get_legend() is None
+
+
+def test_the_files_are_png_pictures_with_something_on_them(tmp_path: Path):
+    for name in write_curves(tmp_path, HISTORY):
+        data = (tmp_path / name).read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", data[16:24]) == (840, 480)
+        picture = matplotlib.image.imread(tmp_path / name)[..., :3]
+        coloured = (picture.max(axis=-1) - picture.min(axis=-1)) > 0.3
+        assert coloured.sum() > 300
+
+
+def test_figures_that_were_never_logged_are_not_drawn(tmp_path: Path):
+    assert write_curves(tmp_path, [{"step": 1, "train_runtime": 1.0}]) == []
+    assert write_curves(tmp_path, []) == []
+    assert list(tmp_path.iterdir()) == []
+    assert write_curves(tmp_path, [{"step": 1, "eval_loss": 2.0}]) == ["loss.png"]
+
+
+def test_a_loss_that_is_no_number_is_no_error(tmp_path: Path):
+    history = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}]
+    assert write_curves(tmp_path, history) == ["loss.png"]

@@ -1,0 +1,345 @@
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sft_kit.errors import CheckpointError
+from sft_kit.models.base import (
+    context_length,
+    load_causal_lm,
+    load_config_of,
+    load_tokenizer,
+    new_causal_lm,
+)
+from sft_kit.models.network import hub_is_reachable
+from sft_kit.settings import ModelSettings, ScratchModelSettings
+
+IDS = torch.arange(1, 33).unsqueeze(0)
+
+
+@pytest.fixture
+def fresh_probe() -> Iterator[None]:
+    """Forget what the probe of the network found, before and after."""
+    hub_is_reachable.cache_clear()
+    yield
+    hub_is_reachable.cache_clear()
+
+
+@pytest.fixture
+def closed_port(fresh_probe: None, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A Hub on this machine that nobody answers for."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    point_hub_at(f"http://127.0.0.1:{port}", monkeypatch)
+    return port
+
+
+def point_hub_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- what loads ----------------------------------------------------------------------------------
+
+
+def test_a_saved_model_is_loaded_bit_for_bit_in_evaluation_mode(
+    gpt2_checkpoint: Path, gpt2_model: GPT2LMHeadModel
+):
+    model = load_causal_lm(ModelSettings(str(gpt2_checkpoint)))
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, gpt2_model(IDS).logits)
+
+
+def test_a_llama_is_loaded_bit_for_bit(llama_checkpoint: Path, llama_model: LlamaForCausalLM):
+    model = load_causal_lm(ModelSettings(str(llama_checkpoint)))
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, llama_model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_weights_have_the_type_that_was_asked_for(
+    gpt2_checkpoint: Path, dtype: str, expected: torch.dtype
+):
+    model = load_causal_lm(ModelSettings(str(gpt2_checkpoint), dtype=dtype))
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_a_quantized_base_is_frozen_whole(gpt2_checkpoint: Path):
+    for quantization in ("int8", "nf4"):
+        model = load_causal_lm(ModelSettings(str(gpt2_checkpoint), quantization=quantization))
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_double_quantization_follows_its_setting(gpt2_checkpoint: Path, double: bool):
+    settings = ModelSettings(str(gpt2_checkpoint), quantization="nf4", double_quantization=double)
+    layer = load_causal_lm(settings).transformer.h[0].mlp.c_fc
+    assert layer.weight.quant_state.quant_type == "nf4"
+    assert layer.weight.quant_state.nested is double
+
+
+def test_weights_in_several_files_are_one_model(tmp_path: Path, gpt2_model: GPT2LMHeadModel):
+    gpt2_model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    with torch.no_grad():
+        found = load_causal_lm(ModelSettings(str(tmp_path)))(IDS).logits
+        assert torch.equal(found, gpt2_model(IDS).logits)
+
+
+# --- tokenizers ----------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_padding_token_pads_with_its_end_token(gpt2_checkpoint: Path):
+    tokenizer = load_tokenizer(ModelSettings(str(gpt2_checkpoint)))
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
+    assert len(tokenizer) == load_config_of(str(gpt2_checkpoint)).vocab_size
+
+
+def test_a_padding_token_of_its_own_is_kept(llama_checkpoint: Path):
+    assert load_tokenizer(ModelSettings(str(llama_checkpoint))).pad_token == "<pad>"
+
+
+def test_the_tokenizer_knows_the_context_length_of_the_model(gpt2_checkpoint: Path):
+    assert context_length(load_config_of(str(gpt2_checkpoint))) == 256
+    assert load_tokenizer(ModelSettings(str(gpt2_checkpoint))).model_max_length == 256
+
+
+def test_a_folder_with_a_tokenizer_and_no_model_gives_its_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    """As in the run folder of an adapter."""
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelSettings(str(tmp_path)))
+    assert loaded("Water boils")["input_ids"] == tokenizer("Water boils")["input_ids"]
+
+
+def test_a_new_model_fits_its_tokenizer(gpt2_checkpoint: Path):
+    settings = ScratchModelSettings(
+        str(gpt2_checkpoint), config={"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
+    )
+    tokenizer = load_tokenizer(settings)
+    model = new_causal_lm(settings, tokenizer)
+    assert model.get_input_embeddings().weight.shape == (len(tokenizer), 16)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert len(model.transformer.h) == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("gpt3", {}),
+        ("t5", {}),
+        ("gpt2", {"n_head": 5}),
+        ("gpt2", {"n_head": "two"}),
+        ("gpt2", {"activation_function": "nope"}),
+        ("gpt2", {"n_embd": -4}),
+    ],
+)
+def test_a_new_model_that_cannot_be_built_is_refused(
+    tokenizer: PreTrainedTokenizerFast, architecture: str, config: dict[str, object]
+):
+    settings = ScratchModelSettings("unused", architecture, config)
+    with pytest.raises(CheckpointError, match=f"model.architecture={architecture}"):
+        new_causal_lm(settings, tokenizer)
+
+
+# --- what does not load --------------------------------------------------------------------------
+
+
+def damage_nothing_but(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def cut(name: str, keep: float) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * keep)])
+
+    return damage
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.h.1.attn.c_attn.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+MODEL_DAMAGE: dict[str, Callable[[Path], None]] = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "config cut": cut("config.json", 0.5),
+    "config not utf-8": damage_nothing_but("config.json", b"\xff\xfe{}"),
+    "config a list": damage_nothing_but("config.json", b"[]"),
+    "model type unknown": lambda folder: edit_config(folder, model_type="gpt-900"),
+    "model type a number": lambda folder: edit_config(folder, model_type=5),
+    "model type without decoder": lambda folder: edit_config(folder, model_type="t5"),
+    "other architecture": lambda folder: edit_config(folder, model_type="openai-gpt"),
+    "hidden size wrong": lambda folder: edit_config(folder, n_embd=48),
+    "vocabulary wrong": lambda folder: edit_config(folder, vocab_size=999),
+    "vocabulary negative": lambda folder: edit_config(folder, vocab_size=-3),
+    "a layer too many": lambda folder: edit_config(folder, n_layer=3),
+    "heads do not divide": lambda folder: edit_config(folder, n_head=5),
+    "heads as text": lambda folder: edit_config(folder, n_head="two"),
+    "activation unknown": lambda folder: edit_config(folder, activation_function="nope"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "pickled weights": pickle_weights,
+    "weights empty": damage_nothing_but("model.safetensors", b""),
+    "weights garbage": damage_nothing_but("model.safetensors", b"\xff" * 64),
+    "weights cut in the header": cut("model.safetensors", 0.001),
+    "weights cut in the data": cut("model.safetensors", 0.9),
+    "a tensor missing": drop_tensor,
+}
+TOKENIZER_DAMAGE: dict[str, Callable[[Path], None]] = {
+    "no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")] and None,
+    "no tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
+    "tokenizer.json cut": cut("tokenizer.json", 0.5),
+    "tokenizer.json without content": damage_nothing_but("tokenizer.json", b"{}"),
+    "tokenizer.json not utf-8": damage_nothing_but("tokenizer.json", b"\xff\xfe"),
+    "tokenizer_config.json cut": cut("tokenizer_config.json", 0.5),
+    "tokenizer_config.json a list": damage_nothing_but("tokenizer_config.json", b"[]"),
+    "config cut": cut("config.json", 0.5),
+}
+
+
+@pytest.mark.parametrize("damage", MODEL_DAMAGE.values(), ids=list(MODEL_DAMAGE))
+def test_a_damaged_model_is_refused_by_name(gpt2_checkpoint: Path, damage: Callable[[Path], None]):
+    damage(gpt2_checkpoint)
+    with pytest.raises(CheckpointError) as caught:
+        load_causal_lm(ModelSettings(str(gpt2_checkpoint)))
+    assert str(gpt2_checkpoint) in caught.value.summary
+    assert [problem.key for problem in caught.value.problems] == ["model.checkpoint"]
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("damage", TOKENIZER_DAMAGE.values(), ids=list(TOKENIZER_DAMAGE))
+def test_a_damaged_tokenizer_is_refused_by_name(
+    gpt2_checkpoint: Path, damage: Callable[[Path], None]
+):
+    damage(gpt2_checkpoint)
+    with pytest.raises(CheckpointError) as caught:
+        load_tokenizer(ModelSettings(str(gpt2_checkpoint)))
+    assert str(gpt2_checkpoint) in caught.value.summary
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_missing_tensors_are_counted_and_named_instead_of_drawn_at_random(gpt2_checkpoint: Path):
+    drop_tensor(gpt2_checkpoint)
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 tensors: transformer\.h\.1\.attn\.c_attn\.weight"
+    ):
+        load_causal_lm(ModelSettings(str(gpt2_checkpoint), quantization="nf4"))
+
+
+@pytest.mark.parametrize("model_type", ["made-up-architecture", "gpt2"])
+def test_code_of_a_checkpoint_is_never_run(gpt2_checkpoint: Path, model_type: str):
+    canary = gpt2_checkpoint / "canary"
+    code = f"open({str(canary)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n"
+    (gpt2_checkpoint / "own_code.py").write_text(code)
+    auto_map = {"AutoConfig": "own_code.Config", "AutoModelForCausalLM": "own_code.Model"}
+    edit_config(gpt2_checkpoint, model_type=model_type, auto_map=auto_map)
+    if model_type == "gpt2":  # transformers has a class of its own for it
+        load_causal_lm(ModelSettings(str(gpt2_checkpoint)))
+    else:
+        with pytest.raises(CheckpointError, match="Python code of its own, which is never run"):
+            load_causal_lm(ModelSettings(str(gpt2_checkpoint)))
+    assert not canary.exists()
+
+
+def test_the_canary_above_would_run_if_code_were_trusted(gpt2_checkpoint: Path):
+    from transformers import AutoConfig
+
+    canary = gpt2_checkpoint / "canary"
+    code = (
+        f"open({str(canary)!r}, 'w').close()\nfrom transformers import PreTrainedConfig\n"
+        "class Config(PreTrainedConfig):\n    model_type = 'made-up-architecture'\n"
+    )
+    (gpt2_checkpoint / "own_code.py").write_text(code)
+    edit_config(
+        gpt2_checkpoint,
+        model_type="made-up-architecture",
+        auto_map={"AutoConfig": "own_code.Config"},
+    )
+    AutoConfig.from_pretrained(gpt2_checkpoint, trust_remote_code=True, local_files_only=True)
+    assert canary.exists()
+
+
+def test_a_file_instead_of_a_folder_is_named_as_one(gpt2_checkpoint: Path):
+    name = str(gpt2_checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match="a file") as caught:
+        load_causal_lm(ModelSettings(name))
+    assert caught.value.problems[0].todo == "name its folder"
+
+
+# --- the Hub -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["openai-community/gpt2", "no/such/folder", "a b!", "gpt2"])
+def test_without_network_a_hub_id_ends_in_one_message_that_names_the_way_on(
+    name: str, closed_port: int
+):
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError) as caught:
+        load_causal_lm(ModelSettings(name))
+    assert time.perf_counter() - started < 1.0
+    message = str(caught.value)
+    assert f"found {name!r}: the Hub can't be reached from here" in message
+    assert "model.checkpoint=data/checkpoints/tiny-gpt2" in message
+
+
+def test_a_closed_port_is_told_within_a_second(closed_port: int):
+    started = time.perf_counter()
+    assert not hub_is_reachable()
+    assert time.perf_counter() - started < 1.0
+
+
+def test_a_listening_hub_is_reachable(fresh_probe: None, monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        point_hub_at(f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch)
+        assert hub_is_reachable()
+
+
+def test_offline_mode_asks_nobody(fresh_probe: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("it asked"))
+    assert not hub_is_reachable()
+
+
+def test_behind_a_proxy_the_client_is_left_to_find_out(
+    fresh_probe: None, monkeypatch: pytest.MonkeyPatch
+):
+    point_hub_at("https://hub.example", monkeypatch)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("it asked"))
+    assert hub_is_reachable()
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:none", "http://127.0.0.1:99999"])
+def test_an_endpoint_that_is_no_address_is_not_reachable(
+    endpoint: str, fresh_probe: None, monkeypatch: pytest.MonkeyPatch
+):
+    point_hub_at(endpoint, monkeypatch)
+    assert not hub_is_reachable()

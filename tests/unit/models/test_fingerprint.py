@@ -1,0 +1,132 @@
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel
+
+from sft_kit.errors import CheckpointError
+from sft_kit.models.fingerprint import checkpoint_folder, describe_base, fingerprint
+from sft_kit.settings import ModelSettings
+
+TENSORS = {
+    "a.weight": torch.arange(5000, dtype=torch.float32),
+    "b.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
+}
+
+
+def saved(folder: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata=metadata or None)
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return fingerprint(saved(tmp_path / "base", TENSORS))
+
+
+def test_the_fingerprint_is_that_of_a_second_implementation(tmp_path: Path, base: str):
+    digest = hashlib.sha256()
+    for name, shape, bytes_ in (
+        ("a.weight", [5000], struct.pack("<1024f", *range(1024))),
+        ("b.weight", [3, 4], struct.pack("<12f", *range(12))),
+    ):
+        digest.update(f"{name}F32{shape}".encode() + bytes_)
+    assert base == digest.hexdigest()
+
+
+def test_a_copy_has_the_same_fingerprint(tmp_path: Path, base: str):
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == base
+
+
+@pytest.mark.parametrize("name", ["a.weight", "b.weight"])
+def test_the_first_bytes_of_any_tensor_count(tmp_path: Path, base: str, name: str):
+    changed = TENSORS[name].clone()
+    changed.view(-1)[0] += 1
+    assert fingerprint(saved(tmp_path / "x", TENSORS | {name: changed})) != base
+
+
+def test_the_name_the_shape_and_the_type_of_a_tensor_count(tmp_path: Path, base: str):
+    others = [
+        {"a.weight": TENSORS["a.weight"], "c.weight": TENSORS["b.weight"]},
+        TENSORS | {"b.weight": TENSORS["b.weight"].view(4, 3)},
+        TENSORS | {"b.weight": TENSORS["b.weight"].view(torch.int32)},
+        TENSORS | {"c.weight": torch.zeros(1)},
+        {"a.weight": TENSORS["a.weight"]},
+    ]
+    found = {
+        fingerprint(saved(tmp_path / str(index), tensors)) for index, tensors in enumerate(others)
+    }
+    assert len(found | {base}) == len(others) + 1
+
+
+def test_configs_and_metadata_do_not_count(tmp_path: Path, base: str):
+    folder = saved(tmp_path / "x", TENSORS, format="pt", note="hello")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert fingerprint(folder) == base
+
+
+def test_every_file_of_a_split_checkpoint_counts(tmp_path: Path, gpt2_model: GPT2LMHeadModel):
+    gpt2_model.save_pretrained(tmp_path, max_shard_size="100KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    before = fingerprint(tmp_path)
+    for shard in shards:
+        tensors = load_file(shard)
+        first = min(tensors)
+        tensors[first] = tensors[first] + 1
+        save_file(tensors, shard)
+        after = fingerprint(tmp_path)
+        assert after != before
+        before = after
+
+
+@pytest.mark.parametrize("data", [b"", b"\x10\0\0\0\0\0\0\0{", b"\xff" * 64, b"\2\0\0\0\0\0\0\0[]"])
+def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, data: bytes):
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        fingerprint(tmp_path)
+
+
+def test_a_folder_is_its_own_checkpoint_folder(tmp_path: Path):
+    assert checkpoint_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody/never-downloaded", "/no/such/folder", "a/b/c/d", "not an id!", "-x"]
+)
+def test_a_checkpoint_that_is_nowhere_on_this_machine_has_no_folder(name: str):
+    assert checkpoint_folder(name) is None
+
+
+def test_a_downloaded_checkpoint_is_found_in_the_cache_of_the_hub(tmp_path: Path):
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE) / "models--someone--cached"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    try:
+        assert checkpoint_folder("someone/cached") == snapshot
+        assert checkpoint_folder("someone/cached", "0" * 40) == snapshot
+    finally:
+        shutil.rmtree(repository)
+
+
+def test_a_base_is_described_by_name_absolute_folder_and_fingerprint(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert describe_base(ModelSettings("base")) == {
+        "name": "base",
+        "folder": str((tmp_path / "base").resolve()),
+        "fingerprint": base,
+    }

@@ -1,0 +1,64 @@
+import re
+
+import pytest
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerFast
+
+from sft_kit.data.rows import Example, Where
+from sft_kit.training.announce import announce
+
+FACTS: dict[str, object] = {
+    "trainable_parameters": 10, "total_parameters": 1_000, "num_processes": 1, "micro_batch": 4,
+    "gradient_accumulation_steps": 2, "global_batch": 8, "num_steps": 30, "epochs": 2.0,
+    "tokens_per_step": 900,
+}  # fmt: skip
+
+
+@pytest.fixture
+def example(tokenizer: PreTrainedTokenizerFast) -> Example:
+    prompt = tokenizer("Human: How are you?\n")["input_ids"]
+    answer = [*tokenizer("I am [well]")["input_ids"], tokenizer.eos_token_id]
+    labels = [-100] * len(prompt) + answer
+    return Example(prompt + answer, labels, was_cut=False, where=Where("[red]rows.json", 7))
+
+
+def test_facts_warnings_and_the_first_example_are_told_on_stderr(
+    example: Example, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+):
+    announce(FACTS, ["device: cpu [2 cores]"], ["rows [x] are odd"], example, tokenizer)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert lines[:6] == [
+        "device: cpu [2 cores]",
+        "parameters: 10 of 1,000 train (1.00%)",
+        "global batch: 4 examples x 1 processes x 2 accumulation = 8",
+        "steps: 30 (2.0 epochs), about 900 tokens each",
+        "warning: rows [x] are odd",
+        "first example ([red]rows.json:7), what is learnt in ⟦ ⟧:",
+    ]
+    shown = "\n".join(lines[6:])
+    assert shown.startswith("Human: How are you?")
+    assert "⟦I am [well]" in shown
+    assert "<|endoftext|>⟧" in shown
+
+
+def test_a_long_example_is_cut_in_the_display(
+    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+):
+    ids = tokenizer(" dog" * 500)["input_ids"]
+    long = Example(ids, [-100, *ids[1:]], was_cut=False, where=Where("rows.json", 1))
+    announce(FACTS, [], [], long, tokenizer)
+    shown = re.sub("[\n⟦⟧]", "", capsys.readouterr().err)
+    assert shown.count("dog") == tokenizer.decode(ids[:120]).count("dog") > 20
+
+
+def test_other_processes_say_nothing(
+    example: Example,
+    tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(PartialState, "is_main_process", False)
+    announce(FACTS, ["note"], ["warning"], example, tokenizer)
+    assert capsys.readouterr() == ("", "")
