@@ -7,6 +7,7 @@ see what a Trainer does, or start from it when a Trainer is in the way.
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -105,54 +106,58 @@ def main() -> None:
     losses: list[torch.Tensor] = []
     progress = tqdm(total=args.max_steps, disable=not accelerator.is_main_process)
     started = time.monotonic()
-    for epoch in count():
-        loader.set_epoch(epoch)
-        batches = iter(loader)
-        while micro_batches := list(islice(batches, args.gradient_accumulation_steps)):
-            # One divisor for all micro-batches and processes: the mean over supervised tokens.
-            local_count = sum(batch["labels"].ne(IGNORED).sum() for batch in micro_batches)
-            num_labels = accelerator.reduce(local_count, reduction="sum")
-            step_loss = torch.zeros((), device=accelerator.device)
-            for batch in micro_batches:
-                labels = batch.pop("labels")
-                is_last = batch is micro_batches[-1]
-                with nullcontext() if is_last else accelerator.no_sync(model):
-                    with accelerator.autocast():
-                        logits = model(**batch).logits
-                    loss = next_token_loss(logits, labels, num_labels)
-                    # DDP averages gradients; the loss is a share of the global mean, to be summed.
-                    accelerator.backward(loss * accelerator.num_processes)
-                step_loss += loss.detach()
-            grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm)
-            learning_rate = scheduler.get_last_lr()[0]
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+    steps = islice(batches_by_step(loader, args.gradient_accumulation_steps), args.max_steps)
+    for step, (epoch, micro_batches) in enumerate(steps, start=1):
+        # One divisor for all micro-batches and processes: the mean over supervised tokens.
+        local_count = sum(batch["labels"].ne(IGNORED).sum() for batch in micro_batches)
+        num_labels = accelerator.reduce(local_count, reduction="sum")
+        step_loss = torch.zeros((), device=accelerator.device)
+        for batch in micro_batches:
+            labels = batch.pop("labels")
+            is_last = batch is micro_batches[-1]
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    logits = model(**batch).logits
+                loss = next_token_loss(logits, labels, num_labels)
+                # DDP averages gradients; the loss is a share of the global mean, to be summed.
+                accelerator.backward(loss * accelerator.num_processes)
+            step_loss += loss.detach()
+        grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm)
+        learning_rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
 
-            losses.append(accelerator.reduce(step_loss, reduction="sum"))
-            progress.update()
-            if progress.n % args.logging_steps == 0 or progress.n == args.max_steps:
-                mean = float(torch.stack(losses).mean())
-                figures = {
-                    "loss": mean,
-                    "grad_norm": float(grad_norm),
-                    "learning_rate": learning_rate,
-                }
-                history.append({"step": progress.n, "epoch": epoch, **figures})
-                if accelerator.is_main_process:
-                    append_log(run.path, history[-1])
-                progress.set_postfix(loss=f"{mean:.4f}")
-                losses.clear()
-            if progress.n == args.max_steps:
-                break
-        if progress.n == args.max_steps:
-            break
+        losses.append(accelerator.reduce(step_loss, reduction="sum"))
+        progress.update()
+        if step % args.logging_steps == 0 or step == args.max_steps:
+            mean = float(torch.stack(losses).mean())
+            figures = {"loss": mean, "grad_norm": float(grad_norm), "learning_rate": learning_rate}
+            history.append({"step": step, "epoch": epoch, **figures})
+            if accelerator.is_main_process:
+                append_log(run.path, history[-1])
+            progress.set_postfix(loss=f"{mean:.4f}")
+            losses.clear()
     progress.close()
 
     metrics = {"train_seconds": time.monotonic() - started, "final_loss": history[-1]["loss"]}
     trained = accelerator.unwrap_model(model)
     save_run(run, trained, tokenizer, metrics, history, base=settings.model)
     run.announce_end(metrics)
+
+
+def batches_by_step(
+    loader: DataLoader[Any], num_micro_batches: int
+) -> Iterator[tuple[int, list[dict[str, torch.Tensor]]]]:
+    """Yield the epoch and the micro-batches of one step after the other, without end.
+
+    An epoch's last step takes what is left of it.
+    """
+    for epoch in count():
+        loader.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches = iter(loader)
+        while micro_batches := list(islice(batches, num_micro_batches)):
+            yield epoch, micro_batches
 
 
 if __name__ == "__main__":

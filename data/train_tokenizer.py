@@ -1,0 +1,77 @@
+"""Train the byte-level BPE tokenizer of the embedded checkpoint on corpus and instructions.
+
+Run: `python data/train_tokenizer.py` writes a folder that `transformers.AutoTokenizer` loads. Every
+byte has a token of its own, so any text goes in and comes out unchanged.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Tokenizer
+
+HERE = Path(__file__).parent
+END_OF_TEXT = "<|endoftext|>"
+VOCABULARY_SIZE = 2048
+MAX_TOKEN_BYTES = 12
+"""Longer pieces would swallow whole Chinese clauses, which have no blanks between words."""
+
+
+def texts(corpus: Path, instructions: Path) -> Iterator[str]:
+    """Documents of the corpus, then the instructions as the chat template shows them."""
+    with corpus.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+    with instructions.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            asked = "\n\n".join(filter(None, (row["instruction"], row["input"])))
+            yield f"Human: {asked}\nAssistant: {row['output']}"
+
+
+def train(corpus: Path, instructions: Path, vocabulary_size: int) -> GPT2Tokenizer:
+    """A GPT-2 tokenizer whose only special token, id 0, begins, ends and pads.
+
+    Args:
+        corpus: JSON Lines with `text`.
+        instructions: JSON Lines with `instruction`, `input`, `output`.
+        vocabulary_size: Number of tokens, the special one and the 256 bytes included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=MAX_TOKEN_BYTES,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(corpus, instructions), trainer)
+    return GPT2Tokenizer(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def main() -> None:
+    """Train and save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, default=HERE / "corpus.jsonl")
+    parser.add_argument("--instructions", type=Path, default=HERE / "instructions.jsonl")
+    parser.add_argument("--output", type=Path, default=HERE / "checkpoints" / "tiny-gpt2")
+    parser.add_argument("--vocabulary-size", type=int, default=VOCABULARY_SIZE)
+    arguments = parser.parse_args()
+    tokenizer = train(arguments.corpus, arguments.instructions, arguments.vocabulary_size)
+    tokenizer.save_pretrained(arguments.output)
+    print(f"{arguments.output}: {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()
