@@ -33,8 +33,8 @@ from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import describe_base
 from sft_kit.objectives.language import IGNORED, next_token_loss
+from sft_kit.run_log import append_log
 from sft_kit.settings import DataSettings, ModelSettings
-from sft_kit.training.callbacks import append_log
 
 READ = {
     *("output_dir", "seed", "max_steps", "learning_rate", "weight_decay", "max_grad_norm"),

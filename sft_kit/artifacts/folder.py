@@ -19,7 +19,7 @@ from sft_kit.artifacts.record import (
 )
 from sft_kit.config import Config, Resolved
 from sft_kit.errors import CheckpointError, Problem
-from sft_kit.training.callbacks import LOG_FILE
+from sft_kit.run_log import LOG_FILE
 
 _MAY_CHANGE = {
     "train.output_dir",

@@ -9,7 +9,7 @@ import copy
 import os
 import sys
 import types
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -128,13 +128,19 @@ def json_schema(recipe: Path) -> dict[str, object]:
     return strict_types.json_schema(recipe)
 
 
-def read_config(recipe: Path, yamls: Sequence[Path], overrides: Sequence[str]) -> Resolved:
+def read_config(
+    recipe: Path,
+    yamls: Sequence[Path],
+    overrides: Sequence[str],
+    machine: Callable[[devices.Sections], Sequence[Problem]] | None = None,
+) -> Resolved:
     """Read, merge and check settings without importing torch.
 
     Args:
         recipe: Python file with `class Settings`.
         yamls: Later files win, key by key.
         overrides: `section.key=value`, which win over all files.
+        machine: What this machine can't do of the settings; without it that is not checked.
 
     Raises:
         ConfigError: Everything that is wrong, at once.
@@ -150,6 +156,9 @@ def read_config(recipe: Path, yamls: Sequence[Path], overrides: Sequence[str]) -
     faulty |= {name for name in reading.sections if name not in checked}
     view = View(resolved.sections, resolved.origins, frozenset(faulty), _hub_cache())
     problems = [*reading.problems, *broken_rules(view)]
+    if machine is not None:
+        found = machine(resolved.sections)
+        problems += [_placed(problem, resolved.origins, main) for problem in found]
     if problems:
         raise report_of(main, problems)
     return resolved
@@ -174,9 +183,11 @@ def load_config(cls: type[T], recipe: str) -> Config[T]:
     if arguments.help:
         _print_and_exit(help_text(path.name, sections))
     yamls = _yaml_files(path, arguments)
-    resolved = read_config(path, yamls, arguments.overrides)
+    resolved = read_config(
+        path, yamls, arguments.overrides, lambda sections: devices.resolve(sections).problems
+    )
     devices.check_launch()
-    resolved, updates = _with_device(resolved, display(yamls[-1]))
+    resolved, updates = _with_device(resolved)
     if arguments.print_config:
         _print_and_exit(resolved_text(resolved.sections, resolved.origins))
     settings = _build(cls, resolved, updates, display(yamls[-1]))
@@ -271,13 +282,10 @@ def _places(dotted: str, node: Node, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _with_device(
-    resolved: Resolved, main: str
+    resolved: Resolved,
 ) -> tuple[Resolved, Mapping[str, Mapping[str, object]]]:
     """Replace what says `auto` by what this machine can do."""
     resolution = devices.resolve(resolved.sections)
-    if resolution.problems:
-        problems = [_placed(problem, resolved.origins, main) for problem in resolution.problems]
-        raise report_of(main, problems)
     sections, origins = dict(resolved.sections), dict(resolved.origins)
     for name, updates in resolution.updates.items():
         before = sections.get(name)

@@ -279,7 +279,9 @@ def test_every_bad_line_is_named_and_every_good_row_comes_through(tmp_path, kind
         settings = DataSettings(path=str(path), eval_fraction=0.0)
         with pytest.raises(DataError) as caught:
             load_conversations(settings)
-        named = {int(problem.where.rsplit(":", 1)[1].split()[0]) for problem in caught.value.problems}
+        named = {
+            int(problem.where.rsplit(":", 1)[1].split()[0]) for problem in caught.value.problems
+        }
         assert named == file.bad_lines, f"{kind}, seed {seed}: {caught.value}"
         settings.on_bad_row = "skip"
         splits = load_conversations(settings)
