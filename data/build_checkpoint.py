@@ -5,6 +5,7 @@ Run: `python data/build_checkpoint.py` from the root of the repository. It write
 float32.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(RUN, dtype=torch.float16)
     model.save_pretrained(CHECKPOINT)
     AutoTokenizer.from_pretrained(RUN).save_pretrained(CHECKPOINT)
+    # Stored in float16, computed in float32: that is what a CPU does well.
+    config = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True)
+    (CHECKPOINT / "config.json").write_text(f"{text}\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in CHECKPOINT.iterdir())
     print(f"{CHECKPOINT}: {size:,} bytes")
 

@@ -7,6 +7,7 @@ from sft_kit.data.inspection import check_labels, inspect_labels
 from sft_kit.data.rows import Example
 from sft_kit.data.templates import Template
 from sft_kit.data.token_text import last_tokens
+from sft_kit.errors import DataError
 from sft_kit.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -29,16 +30,22 @@ def check_examples(
             without any supervised token.
     """
     report = inspect_labels(examples, template.stop_token_id)
-    warnings = check_labels(
-        report,
-        template_name=template.name,
-        last_tokens=last_tokens(examples[0], tokenizer) if examples else [],
-        max_dropped_fraction=settings.max_dropped_fraction,
+    context = tokenizer.model_max_length
+    lowered = (
+        [f"data.max_length={settings.max_length} was lowered to {context}, the context length."]
+        if context < settings.max_length
+        else []
     )
-    if tokenizer.model_max_length < settings.max_length:
-        warnings.insert(
-            0,
-            f"data.max_length={settings.max_length} was lowered to {tokenizer.model_max_length}, "
-            "the context length of the checkpoint.",
+    try:
+        warnings = check_labels(
+            report,
+            template_name=template.name,
+            last_tokens=last_tokens(examples[0], tokenizer) if examples else [],
+            max_dropped_fraction=settings.max_dropped_fraction,
         )
-    return warnings
+    except DataError as error:
+        if not lowered:
+            raise
+        summary = f"{lowered[0]} Raising it does not help. {error.summary}"
+        raise DataError(summary, error.problems) from error
+    return [*lowered, *warnings]
