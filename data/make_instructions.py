@@ -1,7 +1,7 @@
 """Write the instruction set: questions about the small world of `world.py` plus small talk.
 
 Run: `python data/make_instructions.py` writes `data/instructions.jsonl`, alpaca rows (instruction,
-input, output) in English and Chinese. The same seed gives the same bytes. Every row was written for
+input, output, some with history) in English and Chinese. The same seed gives the same bytes. Every row was written for
 this project.
 """
 
@@ -15,6 +15,7 @@ from questions import Question, all_questions
 
 SEED = 11
 ROWS_PER_TOPIC = 20
+HISTORY_FRACTION = 0.3
 INPUT_FRACTION = 0.3
 
 SMALL_TALK = (
@@ -48,7 +49,7 @@ SMALL_TALK = (
 )
 
 
-def make_rows(seed: int) -> list[dict[str, str]]:
+def make_rows(seed: int) -> list[dict[str, str | list[list[str]]]]:
     """All rows, shuffled; no instruction stands twice with the same input.
 
     Args:
@@ -69,7 +70,18 @@ def make_rows(seed: int) -> list[dict[str, str]]:
         for wording in wordings
     ]
     rng.shuffle(rows)
-    return rows
+    return [with_history(row, rows, Random(f"{seed} {number}")) for number, row in enumerate(rows)]
+
+
+def with_history(
+    row: dict[str, str], rows: list[dict[str, str]], rng: Random
+) -> dict[str, str | list[list[str]]]:
+    """Give some rows one or two earlier turns, so that a chat goes on after the first answer."""
+    if rng.random() >= HISTORY_FRACTION:
+        return dict(row)
+    plain = [other for other in rows if not other["input"] and other != row]
+    earlier = rng.sample(plain, rng.randint(1, 2))
+    return {**row, "history": [[other["instruction"], other["output"]] for other in earlier]}
 
 
 def row(question: Question, rng: Random) -> dict[str, str]:
