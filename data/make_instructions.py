@@ -1,8 +1,8 @@
 """Write the instruction set: questions about the small world of `world.py` plus small talk.
 
 Run: `python data/make_instructions.py` writes `data/instructions.jsonl`, alpaca rows (instruction,
-input, output, some with history) in English and Chinese. The same seed gives the same bytes. Every row was written for
-this project.
+input, output, some with history) in English and Chinese. The same seed gives the same bytes. Every
+row was written for this project.
 """
 
 import argparse

@@ -66,7 +66,7 @@ def main() -> None:
         callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite()],
     )
     facts = derive_facts(trainer, train_windows)
-    announce(facts, config.notes, [], train_windows[0], tokenizer)
+    announce(facts, [*config.notes, *documents.notes()], [], train_windows[0], tokenizer)
     run.begin(facts=facts, data=documents.describe())
 
     trainer.train(resume_from_checkpoint=run.checkpoint)

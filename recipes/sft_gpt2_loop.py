@@ -125,7 +125,8 @@ def main() -> None:
         grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm)
         learning_rate = scheduler.get_last_lr()[0]
         optimizer.step()
-        scheduler.step()
+        if not accelerator.optimizer_step_was_skipped:  # by fp16's gradient scaler
+            scheduler.step()
         optimizer.zero_grad()
 
         losses.append(accelerator.reduce(step_loss, reduction="sum"))

@@ -79,7 +79,7 @@ def main() -> None:
         callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite()],
     )
     facts = derive_facts(trainer, train_examples)
-    announce(facts, config.notes, warnings, train_examples[0], tokenizer)
+    announce(facts, [*config.notes, *rows.notes()], warnings, train_examples[0], tokenizer)
     run.begin(
         facts=facts,
         data=rows.describe(),

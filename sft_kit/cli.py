@@ -270,6 +270,8 @@ def _load_run(run_dir: str, base: str | None) -> "LoadedRun":
 
 
 def _checked(text: str) -> str:
+    if not text.strip():
+        raise ConfigError("a prompt is empty: write something after --prompt")
     try:
         text.encode()
     except UnicodeEncodeError as error:

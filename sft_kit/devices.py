@@ -51,8 +51,13 @@ def resolve(sections: Sections) -> Resolution:
     train = dict(sections.get("train") or {})
     model = sections.get("model") or {}
     wants_cpu = train.get("use_cpu", "auto")
+    if wants_cpu == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+        wants_cpu = True
     found = find_accelerator(only_cpu=wants_cpu is True)
+    if found.kind == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        found = find_accelerator(only_cpu=True)  # MPS has no backend for several processes
     precision = _pick_precision(train, found, result)
+    trains_all = "adapter" in sections and sections["adapter"] is None
     result.updates["train"] = {
         "use_cpu": found.kind == "cpu",
         "bf16": precision == "bfloat16",
@@ -61,14 +66,22 @@ def resolve(sections: Sections) -> Resolution:
     dtype = model.get("dtype")
     if dtype is not None:
         _check_dtype(str(dtype), found, result)
+        if trains_all and dtype in ("bfloat16", "float16"):
+            result.problems.append(_rounded_away(str(dtype)))
         if dtype == "auto":
-            dtype = "bfloat16" if precision == "bfloat16" else "float32"
+            dtype = "bfloat16" if precision == "bfloat16" and not trains_all else "float32"
             result.updates["model"] = {"dtype": dtype}
     why = "asked for" if wants_cpu is True else "no GPU found" if found.kind == "cpu" else "found"
     result.notes.append(f"device: {found.kind} ({found.name}, {why})")
     compute = f"{precision} autocast" if precision else "float32"
-    result.notes.append(f"precision: {compute}; weights {dtype or 'float32'}, adapter float32")
+    adapter = ", adapter float32" if sections.get("adapter") is not None else ""
+    result.notes.append(f"precision: {compute}; weights {dtype or 'float32'}{adapter}")
     return result
+
+
+def mixed_precision(train: Mapping[str, object]) -> str:
+    """Say resolved `bf16` and `fp16` in accelerate's word: "bf16", "fp16" or "no"."""
+    return "bf16" if train.get("bf16") else "fp16" if train.get("fp16") else "no"
 
 
 def find_accelerator(*, only_cpu: bool = False) -> Accelerator:
@@ -99,7 +112,7 @@ def peak_memory_bytes() -> int:
 
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():  # Linux counts a launcher's memory into its child's ru_maxrss
@@ -145,6 +158,8 @@ def check_launch(parent_command: Sequence[str] | None = None) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     command = _parent_command() if parent_command is None else list(parent_command)
     asked = asked_processes(command)
+    if asked is None and _left_a_port_for_others():
+        asked = 2  # an abbreviated flag; at least two were meant
     if asked is None or asked <= started:
         return
     options = _accelerate_options(command) or []
@@ -154,6 +169,31 @@ def check_launch(parent_command: Sequence[str] | None = None) -> None:
         f"`torchrun --nproc_per_node {asked} {script}` or `accelerate launch --config_file "
         f"recipes/launch/ddp_cpu.yaml --num_processes {asked} {script}`"
     )
+
+
+def check_processes(num_gpus: int) -> None:
+    """Stop when the processes that found each other are not those that were started.
+
+    Args:
+        num_gpus: GPUs of this process. More than one would make the Trainer replicate the model
+            inside the process, which scales the loss wrongly.
+
+    Raises:
+        LaunchError: With the command that uses all of them.
+    """
+    from accelerate import PartialState
+
+    if num_gpus > 1:
+        raise LaunchError(
+            f"one process was started on a machine with {num_gpus} GPUs. Use `accelerate launch "
+            f"--num_processes {num_gpus} ...` for all of them, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    started, met = int(os.environ.get("WORLD_SIZE", "1")), PartialState().num_processes
+    if met != started:
+        raise LaunchError(
+            f"{started} processes were started but {met} work together: this machine has no "
+            "backend between them. Start one process, or set train.use_cpu=true"
+        )
 
 
 def asked_processes(command: Sequence[str]) -> int | None:
@@ -237,6 +277,9 @@ def _pick_precision(
     train: Mapping[str, object], found: Accelerator, result: Resolution
 ) -> str | None:
     bf16, fp16 = train.get("bf16", "auto"), train.get("fp16", "auto")
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if bf16 == fp16 == "auto" and launcher in ("bf16", "fp16"):
+        bf16, fp16 = launcher == "bf16", launcher == "fp16"
     if bf16 is True and not found.bf16:
         result.problems.append(_lacks("train", "bf16", "bf16", found))
     if fp16 is True and not found.fp16:
@@ -253,6 +296,15 @@ def _pick_precision(
 def _check_dtype(dtype: str, found: Accelerator, result: Resolution) -> None:
     if (dtype == "bfloat16" and not found.bf16) or (dtype == "float16" and not found.fp16):
         result.problems.append(_lacks("model", "dtype", dtype, found))
+
+
+def _rounded_away(dtype: str) -> Problem:
+    return Problem(
+        "",
+        "model.dtype",
+        f"found {dtype} without an adapter, accepts auto or float32: small updates of 16-bit "
+        "weights are rounded away; train.bf16 computes in 16 bits and keeps the weights",
+    )
 
 
 def _lacks(section: str, key: str, precision: str, found: Accelerator) -> Problem:

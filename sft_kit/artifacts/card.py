@@ -25,7 +25,7 @@ tags:
 
 # {{ title }}
 
-{{ "A LoRA adapter for" if adapter else "A language model trained from" }} `{{ base }}`,
+{{ kind }} `{{ base }}`,
 made with the recipe `{{ recipe }}` of sft_kit {{ version }}.
 
 | | |
@@ -72,13 +72,19 @@ reply = model.generate(**prompt, eos_token_id={{ stop_token_id }}, max_new_token
 {% endif %}
 ```
 
-Or `sft-kit chat FOLDER`. {{ "Answers end with the token `" ~ stop_token ~ "`." if stop_token }}
+{% if stop_token %}
+Or `sft-kit chat FOLDER`. Answers end with the token `{{ stop_token }}`.
+{% endif %}
 
 ## Limits
 
-It knows what its base and {{ rows }} training rows taught it, and states wrong things with the same
-confidence as right ones. The figures above are from held-out rows of the same data; they say
-nothing about other subjects.
+It knows what {{ "its base and " if has_base }}{{ rows }} training rows taught it, and states wrong
+things with the same confidence as right ones.
+{% if has_held_out %}
+The held-out figures above are from rows of the same data; they say nothing about other subjects.
+{% else %}
+Nothing was held out: no figure above says how it does on text it was not trained on.
+{% endif %}
 """
 )
 
@@ -109,6 +115,9 @@ def write_card(
         title=title,
         adapter=settings.get("adapter"),
         base=Path(checkpoint).name if is_folder else checkpoint,
+        kind=_kind(adapter=bool(settings.get("adapter")), has_base="checkpoint" in model),
+        has_base="checkpoint" in model,
+        has_held_out=any(name.startswith("eval_") for name in metrics),
         base_is_on_hub="checkpoint" in model and not is_folder,
         recipe=record["recipe"],
         quantization=_quantization(model),
@@ -121,6 +130,12 @@ def write_card(
         rows=data["num_train_rows"],
     )
     path.write_text(card, encoding="utf-8")
+
+
+def _kind(*, adapter: bool, has_base: bool) -> str:
+    if adapter:
+        return "A LoRA adapter for"
+    return "A language model trained from" if has_base else "A new model of the architecture"
 
 
 def _facts(

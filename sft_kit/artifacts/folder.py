@@ -1,5 +1,7 @@
 """The run folder before and during training: never an earlier run overwritten by accident."""
 
+import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from sft_kit.artifacts.record import (
     write_record,
 )
 from sft_kit.config import Config, Resolved
-from sft_kit.errors import CheckpointError, Problem
+from sft_kit.errors import CheckpointError, ConfigError, Problem
 from sft_kit.run_log import LOG_FILE
 
 _MAY_CHANGE = {
@@ -31,6 +33,12 @@ _MAY_CHANGE = {
     "train.run_name",
 }
 """Settings that may differ when a run is resumed: none of them changes the steps already done."""
+_WRITTEN = re.compile(
+    r"checkpoint-\d+|\.staging|runs|run\.yaml|\.run\.yaml\.part|log\.jsonl|metrics\.json|"
+    r"samples\.md|README\.md|(loss|learning_rate)\.png|(adapter_|generation_)?config\.json|"
+    r"(adapter_)?model.*\.(safetensors|json)|.*token.*|chat_template\.jinja|vocab\.\w+|merges\.txt"
+)
+"""Names in a run folder; one with any other name may hold somebody's work."""
 _MUST_MATCH = (
     ("data", "fingerprint"),
     ("data", "eval_fingerprint"),
@@ -73,7 +81,7 @@ class RunFolder:
         _check_same_facts(self.path, self.earlier, facts)
         if PartialState().is_main_process:
             if self.overwrite and self.path.is_dir():
-                shutil.rmtree(self.path)
+                shutil.rmtree(self.path.resolve())
             self.path.mkdir(parents=True, exist_ok=True)
             if self.checkpoint is None:
                 (self.path / LOG_FILE).unlink(missing_ok=True)
@@ -86,7 +94,8 @@ class RunFolder:
         for name, value in metrics.items():
             PartialState().print(f"{name}: {value:,.4g}")
         PartialState().print(f"run folder: {self.path}")
-        PartialState().print(f"talk to it: sft-kit chat {self.path}")
+        if "template" in self.record:
+            PartialState().print(f"talk to it: sft-kit chat {self.path}")
 
 
 def open_run(config: Config[object]) -> RunFolder:
@@ -99,7 +108,11 @@ def open_run(config: Config[object]) -> RunFolder:
         CheckpointError: What stands there, and the two ways on.
     """
     sections = config.resolved.sections
-    path = Path(str((sections["train"] or {})["output_dir"]))
+    output_dir = (sections["train"] or {}).get("output_dir")
+    if not output_dir:
+        raise ConfigError("train.output_dir is not set: name the folder that the run is written to")
+    path = Path(str(output_dir))
+    _check_writable(path)
     is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
     checkpoint = None
     earlier: dict[str, object] = {}
@@ -151,6 +164,10 @@ def _check_same_settings(path: Path, earlier: Mapping[str, object], resolved: Re
     if earlier.get("num_processes", num_processes) != num_processes:
         message = f"found {num_processes}, but the run to resume had {earlier['num_processes']}"
         problems.append(Problem("launcher", "num_processes", message))
+    recipe = resolved.recipe.name
+    if earlier.get("recipe", recipe) != recipe:
+        message = f"found {recipe}, but the run to resume was of {earlier['recipe']}"
+        problems.append(Problem("command line", "recipe", message))
     for section, now in resolved.sections.items():
         old = cast("Mapping[str, object]", before.get(section) or {})
         for key, value in (now or {}).items():
@@ -191,6 +208,22 @@ def _check_deletable(path: Path) -> None:
         raise CheckpointError(
             f"{path} was not written by a run (it has no run.yaml), so --overwrite does not "
             "delete it. Set another train.output_dir"
+        )
+    read_record(path)
+    foreign = sorted(item.name for item in path.iterdir() if not _WRITTEN.fullmatch(item.name))
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds what no run writes ({', '.join(foreign[:5])}), so --overwrite does not "
+            "delete it. Move that away, or set another train.output_dir"
+        )
+
+
+def _check_writable(path: Path) -> None:
+    parent = next(folder for folder in path.resolve().parents if folder.exists())
+    place = path if path.is_dir() else parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise CheckpointError(
+            f"train.output_dir={path} can't be written: {place} does not allow it"
         )
 
 

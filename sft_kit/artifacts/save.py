@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -114,7 +114,6 @@ def reload_difference(
     fresh.eval()
     try:
         with torch.no_grad():
-            # The model in memory may be wrapped for autocast; compare what the weights give.
             before = _logits(model, ids)
             after = _logits(fresh, ids)
     finally:
@@ -123,8 +122,10 @@ def reload_difference(
 
 
 def _logits(model: PreTrainedModel | PeftModel, ids: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(ids.device.type, enabled=False):
-        return cast("torch.Tensor", model(input_ids=ids).logits).float()
+    # accelerate puts an autocasting `forward` on the instance that was trained; the class's own one
+    # gives what the weights give.
+    forward = cast("Any", type(model)).forward
+    return cast("torch.Tensor", forward(model, input_ids=ids).logits).float()
 
 
 def _tolerance(model: PreTrainedModel | PeftModel) -> float:

@@ -105,7 +105,10 @@ def find_recipe(yaml: Path) -> Path:
         ConfigError: There is none.
     """
     recipe = yaml.with_suffix(".py")
-    if not yaml.is_file():
+    if yaml.is_dir() or yaml.suffix == ".py":
+        found = "found a folder" if yaml.is_dir() else "found a recipe"
+        problem = Problem(display(yaml), "", f"{found}, accepts its YAML")
+    elif not yaml.is_file():
         problem = Problem(display(yaml), "", "there is no such file")
     elif not recipe.is_file():
         found = f"found no {recipe.name} beside it"
@@ -190,7 +193,11 @@ def load_config(cls: type[T], recipe: str) -> Config[T]:
     resolved, updates = _with_device(resolved)
     if arguments.print_config:
         _print_and_exit(resolved_text(resolved.sections, resolved.origins))
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # TrainingArguments takes the launcher's word where the settings say float32.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = devices.mixed_precision(updates["train"])
     settings = _build(cls, resolved, updates, display(yamls[-1]))
+    devices.check_processes(getattr(getattr(settings, "train", None), "n_gpu", 1))
     threads = devices.use_all_cores()
     notes = [*resolved.notes, *([threads] if threads else [])]
     return Config(settings, resolved, arguments.resume, arguments.overwrite, notes)

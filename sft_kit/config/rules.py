@@ -87,12 +87,18 @@ def _quantized_without_adapter(view: View) -> Iterator[Problem]:
         )
 
 
+def _has_output_dir(view: View) -> Iterator[Problem]:
+    if view.is_given("train.output_dir") and not view.get("train.output_dir"):
+        found = "found no folder, accepts the folder that the run is written to"
+        yield view.problem("train.output_dir", found, "such as train.output_dir=runs/first")
+
+
 def _two_eval_sources(view: View) -> Iterator[Problem]:
     if view.get("data.eval_path") is None or not view.is_given("data.eval_fraction"):
         return
     if view.number("data.eval_fraction") > 0:
         found = f"found {view.get('data.eval_fraction')} together with data.eval_path"
-        yield view.problem("data.eval_fraction", found, "keep one of them")
+        yield view.problem("data.eval_fraction", found, "add data.eval_fraction=0")
 
 
 def _eval_without_rows(view: View) -> Iterator[Problem]:
@@ -199,10 +205,17 @@ def _lora_bias(view: View) -> Iterator[Problem]:
         yield view.problem("adapter.lora_bias", "found together with use_dora", "keep one of them")
 
 
+def _is_checkpoint(folder: str) -> bool:
+    """Whether a folder has any file of a checkpoint, be it the tokenizer alone."""
+    return any(name.endswith((".safetensors", ".json")) for name in os.listdir(folder))
+
+
 def _checkpoint_exists(key: str) -> Rule:
     def rule(view: View) -> Iterator[Problem]:
         name = str(view.get(key))
         if os.path.isdir(name):
+            if not _is_checkpoint(name):
+                yield view.problem(key, f"found the folder {name}, which holds no checkpoint")
             return
         if os.path.isfile(name):
             yield view.problem(key, f"found the file {name}, accepts a folder or a Hub id")
@@ -228,6 +241,10 @@ def _data_exists(key: str) -> Rule:
 
 def _target_modules(view: View) -> Iterator[Problem]:
     targets = view.get("adapter.target_modules")
+    if targets in ([], ""):
+        found = "found no names, accepts all-linear or a list of layer names"
+        yield view.problem("adapter.target_modules", found)
+        return
     revision = view.get("model.revision")
     folder = local_folder(
         str(view.get("model.checkpoint")),
@@ -288,6 +305,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
             "adapter.layers_pattern",
         ): _layers,
         ("adapter.lora_bias", "adapter.init_lora_weights", "adapter.use_dora"): _lora_bias,
+        ("train.output_dir",): _has_output_dir,
         ("data.path",): _data_exists("data.path"),
         ("data.eval_path",): _data_exists("data.eval_path"),
         ("data.eval_path", "data.eval_fraction"): _two_eval_sources,

@@ -19,6 +19,7 @@ from sft_kit.data.text_files import (
     text_problem,
     too_long,
 )
+from sft_kit.data.turns import kind_of
 from sft_kit.errors import DataError, Problem
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -105,8 +106,7 @@ def _row(decoded: Decoded, where: Where) -> RawRow | Problem:
     if decoded.complaints:
         return Problem(str(where), "", "; ".join(decoded.complaints), _FIX_JSON)
     if not isinstance(decoded.value, dict):
-        kind = type(decoded.value).__name__
-        message = f"found a {kind}, accepts an object with named fields"
+        message = f"found {kind_of(decoded.value)}, accepts an object with named fields"
         return Problem(str(where), "", message, _FIX_JSON)
     return RawRow(decoded.value, where)
 

@@ -25,8 +25,14 @@ def pack_documents(
         window: Tokens per example.
 
     Raises:
-        DataError: Rows that are chats, or text too short to fill one window.
+        DataError: Rows that are chats, text too short to fill one window, or a window longer than
+            the model's context.
     """
+    if window > tokenizer.model_max_length:
+        raise DataError(
+            f"data.max_length={window} is longer than the model's context of "
+            f"{tokenizer.model_max_length} tokens: lower it, or raise the context in model.config"
+        )
     problems = [
         Problem(str(document.where), "", "is a chat, not plain text", "set data.format=text")
         for document in documents

@@ -63,7 +63,8 @@ class ReadReport:
         num_bad_rows: Rows that were skipped (one row may have several problems).
         unknown_roles: Role name as in the file -> number of rows that use it.
         num_duplicates: Rows whose normalised text stands earlier in the same split.
-        num_overlaps: Held-out rows whose normalised text stands in the training rows.
+        num_overlaps: Rows of `eval_path` whose normalised text stands in `path` too; the training
+            rows are used without them.
         overlaps: Places of those held-out rows.
         fingerprint: sha256 over the bytes of `path` (of a Hub data set: its own fingerprint and
             the revision).
@@ -89,6 +90,24 @@ class Splits:
     train: list[Conversation]
     eval: list[Conversation]
     report: ReadReport
+
+    def notes(self) -> list[str]:
+        """Say what was read, one sentence each: format, counts, and what was left out."""
+        report = self.report
+        notes = [
+            f"data: format {report.format}, {report.num_rows:,} rows read, {len(self.train):,} to "
+            f"train on, {len(self.eval):,} held out"
+        ]
+        if report.num_bad_rows:
+            notes.append(f"data: {report.num_bad_rows:,} bad rows were skipped")
+        if report.num_duplicates:
+            notes.append(f"data: {report.num_duplicates:,} training rows repeat an earlier one")
+        if report.num_overlaps:
+            notes.append(
+                f"data: {report.num_overlaps:,} held-out rows also stand in the training file and "
+                "were left out of training"
+            )
+        return notes
 
     def describe(self) -> dict[str, object]:
         """Counts and fingerprints, for the record of a run."""

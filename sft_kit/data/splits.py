@@ -172,7 +172,13 @@ def _with_overlap(
         conversation.where for conversation in held_out if normalised_hash(conversation) in known
     ]
     report.num_overlaps = len(report.overlaps)
-    return Splits(train, held_out, report)
+    held_out_hashes = {normalised_hash(conversation) for conversation in held_out}
+    kept = [
+        conversation
+        for conversation, digest in zip(train, train_hashes, strict=True)
+        if digest not in held_out_hashes
+    ]
+    return Splits(kept, held_out, report)
 
 
 def _split(rows: list[Conversation], settings: DataSettings, report: ReadReport) -> Splits:

@@ -116,7 +116,7 @@ def _render_all(
         except TemplateError as error:
             problems.append(Problem(str(conversation.where), "messages", error.summary))
     if problems:
-        raise DataError(f"{len(problems)} problems while rendering the rows", problems)
+        raise DataError("these rows can't be rendered as training text:", problems)
     return rows
 
 

@@ -58,10 +58,14 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
         raise CheckpointError(f"{name} can't be loaded", [problem])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if isinstance(settings, ModelSettings) and _has_config(name):
-        context = context_length(load_config_of(name, revision))
-        if context is not None:
-            tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+    config = None
+    if isinstance(settings, ScratchModelSettings):
+        config = new_config(settings, tokenizer)
+    elif _has_config(name):
+        config = load_config_of(name, revision)
+    context = None if config is None else context_length(config)
+    if context is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     return tokenizer
 
 
@@ -132,6 +136,22 @@ def new_causal_lm(
     Raises:
         CheckpointError: The architecture is unknown or its config refuses a field.
     """
+    config = new_config(settings, tokenizer)
+    try:
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _cant_build(settings, error) from error
+    return cast("PreTrainedModel", model)
+
+
+def new_config(
+    settings: ScratchModelSettings, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedConfig:
+    """Make the config of a new model; vocabulary and special tokens are the tokenizer's.
+
+    Raises:
+        CheckpointError: The architecture is unknown or its config refuses a field.
+    """
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -140,13 +160,16 @@ def new_causal_lm(
     }
     try:
         config = AutoConfig.for_model(settings.architecture, **(ids | settings.config))
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a config field can be wrong in as many ways as there are fields
-        place = f"model.architecture={settings.architecture}"
-        found = str(error) if isinstance(error, ValueError) else _one_line(error)
-        problem = Problem("", place, found, "see the architecture's config in transformers")
-        raise CheckpointError("the model can't be built", [problem]) from error
-    return cast("PreTrainedModel", model)
+        raise _cant_build(settings, error) from error
+    return config
+
+
+def _cant_build(settings: ScratchModelSettings, error: Exception) -> CheckpointError:
+    place = f"model.architecture={settings.architecture}"
+    found = str(error) if isinstance(error, ValueError) else _one_line(error)
+    problem = Problem("", place, found, "see the architecture's config in transformers")
+    return CheckpointError("the model can't be built", [problem])
 
 
 def _quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig | None:

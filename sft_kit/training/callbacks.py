@@ -115,9 +115,16 @@ class StopOnNonFinite(TrainerCallback):
         """
         if args.fp16 or model is None:
             return
-        for name, parameter in model.named_parameters():
-            gradient = parameter.grad
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+        gradients = {
+            name: parameter.grad
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
+        flags = [torch.isfinite(gradient).all() for gradient in gradients.values()]
+        if not flags or bool(torch.stack(flags).all()):  # one transfer from the GPU, not hundreds
+            return
+        for name, is_finite in zip(gradients, flags, strict=True):
+            if not is_finite:
                 raise TrainingError(
                     f"step {state.global_step + 1}: the gradient of {name} is not finite, so the "
                     "weights were left as they were. Lower train.learning_rate, raise "

@@ -90,6 +90,7 @@ def test_pretraining_leaves_exactly_its_files_and_a_plain_checkpoint(
     folder = tmp_path / "run"
     settings = {
         "model.tokenizer": checkpoint,
+        "model.config.n_positions": 64,
         "model.config.n_embd": 32,
         "model.config.n_layer": 2,
         "model.config.n_head": 2,
@@ -111,7 +112,7 @@ def test_pretraining_leaves_exactly_its_files_and_a_plain_checkpoint(
     assert files_in(folder) == expected | checkpoints([3], WHOLE_MODEL)
     assert read_record(folder)["status"] == "finished"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert (model.config.n_embd, model.config.n_layer, model.config.n_positions) == (32, 2, 256)
+    assert (model.config.n_embd, model.config.n_layer, model.config.n_positions) == (32, 2, 64)
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(folder))
     last = load_file(folder / "checkpoint-3" / "model.safetensors")
     saved = load_file(folder / "model.safetensors")

@@ -63,12 +63,11 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed(run_recipe, small_lor
 
 
 def test_overwrite_replaces_a_run_and_leaves_nothing_of_it(run_recipe, small, copied_run):
-    (copied_run / "notes.txt").write_text("of the earlier run")
     settings = small | {"train.max_steps": 2, "train.output_dir": copied_run}
     run_recipe("sft_gpt2_loop", settings, "--overwrite")
     assert read_record(copied_run)["recipe"] == "sft_gpt2_loop.py"
     left = {path.name for path in copied_run.iterdir()}
-    assert not left & {"notes.txt", "samples.md", "checkpoint-2", "checkpoint-6"}
+    assert not left & {"samples.md", "checkpoint-2", "checkpoint-6"}
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",), ("--resume",)])
@@ -360,3 +359,31 @@ def test_a_changed_template_is_refused_with_both_fingerprints(copied_run):
         load_run(str(copied_run))
     for source in (text, changed):
         assert hashlib.sha256(source.encode()).hexdigest()[:12] in str(caught.value)
+
+
+def test_overwrite_spares_a_run_folder_with_somebody_s_work_in_it(
+    run_recipe, small, tmp_path
+) -> None:
+    from sft_kit import CheckpointError
+
+    folder = tmp_path / "run"
+    run_recipe("sft_gpt2_lora", small | {"train.output_dir": folder})
+    (folder / "thesis.txt").write_text("three years")
+    with pytest.raises(CheckpointError, match=r"thesis\.txt"):
+        run_recipe("sft_gpt2_lora", small | {"train.output_dir": folder}, "--overwrite")
+    assert (folder / "thesis.txt").read_text() == "three years"
+
+
+@pytest.mark.parametrize("recipe", ["sft_gpt2_lora", "sft_gpt2_loop"])
+def test_bf16_runs_end_with_the_weights_they_trained(run_recipe, small, tmp_path, recipe) -> None:
+    import json
+
+    folder = tmp_path / "run"
+    changes = {"train.output_dir": folder, "train.bf16": "true"}
+    known = small | changes
+    if recipe == "sft_gpt2_loop":
+        skipped = ("sample.", "train.eval", "train.save", "train.disable", "train.per_device_eval")
+        known = {key: value for key, value in known.items() if not key.startswith(skipped)}
+    run_recipe(recipe, known)
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["reload_max_logit_difference"] == 0

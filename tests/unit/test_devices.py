@@ -90,7 +90,7 @@ def test_a_precision_that_the_machine_lacks_is_a_problem(
 
 def test_what_was_picked_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch):
     pretend(CUDA, monkeypatch)
-    assert resolve({"train": {}, "model": {"dtype": "auto"}}).notes == [
+    assert resolve({"train": {}, "adapter": {}, "model": {"dtype": "auto"}}).notes == [
         "device: cuda (Some GPU, found)",
         "precision: bfloat16 autocast; weights bfloat16, adapter float32",
     ]
@@ -98,9 +98,38 @@ def test_what_was_picked_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(devices, "usable_cores", lambda: 2)
     assert resolve({"train": None}).notes == [
         "device: cpu (2 cores, no GPU found)",
-        "precision: float32; weights float32, adapter float32",
+        "precision: float32; weights float32",
     ]
     assert "asked for" in resolve({"train": {"use_cpu": True}}).notes[0]
+
+
+def test_full_fine_tuning_keeps_its_weights_in_float32(monkeypatch: pytest.MonkeyPatch):
+    pretend(CUDA, monkeypatch)
+    settings = {"train": {}, "adapter": None, "model": {"dtype": "auto"}}
+    assert resolve(settings).updates["model"] == {"dtype": "float32"}
+    assert resolve(settings).updates["train"]["bf16"] is True
+    rounded = resolve(settings | {"model": {"dtype": "bfloat16"}}).problems
+    assert [problem.key for problem in rounded] == ["model.dtype"]
+
+
+def test_the_launchers_precision_is_taken_where_the_settings_say_auto(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pretend(CPU, monkeypatch)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert resolve({"train": {}}).updates["train"]["bf16"] is True
+    assert resolve({"train": {"bf16": False}}).updates["train"]["bf16"] is False
+
+
+@pytest.mark.parametrize(("num_gpus", "world_size"), [(2, "1"), (1, "2")])
+def test_processes_that_do_not_meet_as_started_stop_the_run(
+    num_gpus: int, world_size: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    devices.check_processes(1)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(LaunchError):
+        devices.check_processes(num_gpus)
 
 
 def test_a_model_without_dtype_gets_none(monkeypatch: pytest.MonkeyPatch):

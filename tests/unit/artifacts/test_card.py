@@ -118,7 +118,7 @@ def test_a_pretrained_model_names_its_architecture_and_has_no_chat(tmp_path: Pat
     del record["template"]
     text = card(tmp_path, record)
     assert "base_model" not in header(text)
-    assert "trained from `gpt2`" in text
+    assert "A new model of the architecture `gpt2`" in text
     assert "apply_chat_template" not in text
     assert "Answers end" not in text
 

@@ -117,7 +117,7 @@ def test_every_planted_leak_between_two_files_is_found(tmp_path):
         "white space": lambda text: draw.choice(["\n", "", " \t"]) + text.replace(" ", "  \r\n "),
         "composition": lambda text: unicodedata.normalize("NFD", text),
     }
-    train = [(f"Na\xefve Question {n}?", f"Une r\xe9ponse {n}.") for n in range(200)]
+    train = [(f"Na\xefve Question {n}?", f"Une r\xe9ponse {n}.") for n in range(250)]
     eval_pairs, leaks = [], []
     for n in range(200):
         eval_pairs.append((f"new question {n}", f"Une r\xe9ponse {n}."))
@@ -133,7 +133,7 @@ def test_every_planted_leak_between_two_files_is_found(tmp_path):
     assert [where.line for where in splits.report.overlaps] == leaks
     assert splits.report.num_overlaps == 200
     assert {where.file for where in splits.report.overlaps} == {str(tmp_path / "eval.jsonl")}
-    assert len(splits.train) == 200
+    assert [row.where.line for row in splits.train] == list(range(201, 251))
     assert len(splits.eval) == 400
 
 
@@ -222,7 +222,9 @@ def test_all_bad_rows_of_both_files_are_reported_at_once(tmp_path):
     ]
     settings.on_bad_row = "skip"
     splits = load_conversations(settings)
-    assert (len(splits.train), len(splits.eval)) == (2, 1)
+    # Both good training rows say what the held-out one says, so none is left to train on.
+    assert (len(splits.train), len(splits.eval)) == (0, 1)
+    assert splits.report.num_overlaps == 1
     assert splits.report.num_bad_rows == 3
     assert [str(problem) for problem in splits.report.bad_rows] == [
         line.strip() for line in lines[1:]
