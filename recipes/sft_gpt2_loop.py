@@ -65,7 +65,7 @@ def main() -> None:
     template = choose_template(tokenizer, settings.data.template)
     rows = load_conversations(settings.data)
     examples = tokenize(rows.train, tokenizer, template, settings.data)
-    check_examples(examples, template, tokenizer, settings.data)
+    warnings = check_examples(examples, template, tokenizer, settings.data)
 
     set_seed(args.seed)  # before the adapter draws its first weights
     model = attach_lora(load_causal_lm(settings.model), settings.adapter)
@@ -77,6 +77,8 @@ def main() -> None:
         # The order of an epoch's rows depends on seed and epoch alone, on every process.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
+    for warning in warnings:
+        accelerator.print(f"warning: {warning}")
     loader = DataLoader(
         to_dataset(examples),
         batch_size=args.per_device_train_batch_size,

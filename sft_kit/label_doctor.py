@@ -46,19 +46,20 @@ def show_labels(
     settings = resolved.own("data", DataSettings)
     tokenizer = load_tokenizer(_model_settings(resolved))
     template = choose_template(tokenizer, settings.template)
-    stop = template.stop_token_id
+    stop, turn_stop = template.stop_token_id, template.turn_stop_token_id
     splits, bad_rows = _read_rows(settings)
     train = tokenize(splits.train, tokenizer, template, settings)
     held_out = tokenize(splits.eval, tokenizer, template, settings)
     notes, bad_labels = _judge(train, tokenizer, template, settings)
-    reports = inspect_labels(train, stop), inspect_labels(held_out, stop) if held_out else None
-    chosen = choose_examples(train, stop, num_examples, settings.split_seed)
+    report = inspect_labels(train, stop, turn_stop)
+    held_out_report = inspect_labels(held_out, stop, turn_stop) if held_out else None
+    chosen = choose_examples(train, stop, num_examples, settings.split_seed, turn_stop)
     shown = [train[index] for index in chosen]
     marked = [mark_tokens(example, tokenizer) for example in shown]
-    _say(console, f"chat template {template.name}, stop token {template.stop_token} (id {stop})")
-    show_report(console, splits.report, *reports, marked, notes, sources=shown)
+    _say(console, _describe_template(template))
+    show_report(console, splits.report, report, held_out_report, marked, notes, sources=shown)
     if html:
-        write_page(str(html), splits.report, *reports, marked, notes, sources=shown)
+        write_page(str(html), splits.report, report, held_out_report, marked, notes, sources=shown)
         _say(console, f"written: {html}")
     refusal = bad_rows or bad_labels
     if refusal:
@@ -84,6 +85,20 @@ def _judge(
         return check_examples(examples, template, tokenizer, settings), None
     except DataError as error:
         return [], error
+
+
+def _describe_template(template: Template) -> str:
+    parts = [
+        f"chat template {template.name}",
+        f"stop token {template.stop_token} (id {template.stop_token_id})",
+    ]
+    if template.turn_stop_token is not None:
+        parts.append(
+            f"{template.turn_stop_token} (id {template.turn_stop_token_id}) when a turn follows"
+        )
+    if template.learns_last_answer_only:
+        parts.append("only the last answer of a chat is learnt")
+    return ", ".join(parts)
 
 
 def _model_settings(resolved: Resolved) -> ModelSettings | ScratchModelSettings:

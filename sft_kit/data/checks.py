@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sft_kit.data.inspection import check_labels, inspect_labels
+from sft_kit.data.inspection import check_labels, inspect_labels, name_places
 from sft_kit.data.rows import Example
 from sft_kit.data.templates import Template
 from sft_kit.data.token_text import last_tokens
@@ -29,7 +29,7 @@ def check_examples(
         DataError: No example, nothing supervised, no supervised stop token, or too many rows
             without any supervised token.
     """
-    report = inspect_labels(examples, template.stop_token_id)
+    report = inspect_labels(examples, template.stop_token_id, template.turn_stop_token_id)
     context = tokenizer.model_max_length
     lowered = (
         [f"data.max_length={settings.max_length} was lowered to {context}, the context length."]
@@ -48,4 +48,17 @@ def check_examples(
             raise
         summary = f"{lowered[0]} Raising it does not help. {error.summary}"
         raise DataError(summary, error.problems) from error
-    return [*lowered, *warnings]
+    return [*lowered, *warnings, *_unlearnt_answers(examples, template)]
+
+
+def _unlearnt_answers(examples: Sequence[Example], template: Template) -> list[str]:
+    rows = [example.where for example in examples if example.num_unlearnt_answers]
+    if not rows:
+        return []
+    total = sum(example.num_unlearnt_answers for example in examples)
+    return [
+        f"{len(rows):,} of {len(examples):,} rows have earlier answers that are read but not "
+        f"learnt, {total:,} in all {name_places(rows)}: the chat template {template.name!r} writes "
+        "an answer in another way once a turn follows. To learn them too, add each as the last "
+        "answer of a row of its own, or choose another data.template."
+    ]

@@ -25,7 +25,8 @@ class LabelReport:
         num_supervised: Tokens whose label is not ignored.
         cut_rows: Rows that were longer than `max_length`.
         unlabelled_rows: Rows in which nothing is learnt.
-        no_stop_rows: Rows whose last supervised token isn't the stop token, unlabelled ones too.
+        no_stop_rows: Rows whose last supervised token isn't a stop token, unlabelled ones too.
+        turn_stop_token_id: Id of the token that ends an earlier completion, if it is another one.
     """
 
     stop_token_id: int
@@ -34,6 +35,7 @@ class LabelReport:
     cut_rows: tuple[Where, ...]
     unlabelled_rows: tuple[Where, ...]
     no_stop_rows: tuple[Where, ...]
+    turn_stop_token_id: int | None = None
 
     @property
     def num_examples(self) -> int:
@@ -96,8 +98,11 @@ class LabelReport:
         return max(self.lengths, default=0)
 
 
-def inspect_labels(examples: Sequence[Example], stop_token_id: int) -> LabelReport:
+def inspect_labels(
+    examples: Sequence[Example], stop_token_id: int, turn_stop_token_id: int | None = None
+) -> LabelReport:
     """Count what the labels of a split teach."""
+    stops = {stop_token_id, turn_stop_token_id} - {None}
     return LabelReport(
         stop_token_id=stop_token_id,
         lengths=tuple(len(example.input_ids) for example in examples),
@@ -109,8 +114,9 @@ def inspect_labels(examples: Sequence[Example], stop_token_id: int) -> LabelRepo
             example.where for example in examples if _last_label(example) is None
         ),
         no_stop_rows=tuple(
-            example.where for example in examples if _last_label(example) != stop_token_id
+            example.where for example in examples if _last_label(example) not in stops
         ),
+        turn_stop_token_id=turn_stop_token_id,
     )
 
 
@@ -269,7 +275,11 @@ def histogram(lengths: Sequence[int], num_bins: int = 10) -> list[tuple[int, int
 
 
 def choose_examples(
-    examples: Sequence[Example], stop_token_id: int, count: int, seed: int
+    examples: Sequence[Example],
+    stop_token_id: int,
+    count: int,
+    seed: int,
+    turn_stop_token_id: int | None = None,
 ) -> list[int]:
     """Choose examples worth looking at: the telling ones first, then some at random.
 
@@ -278,6 +288,7 @@ def choose_examples(
         stop_token_id: Id of the token that ends a completion.
         count: Number of examples to choose at most.
         seed: Seed of the random ones.
+        turn_stop_token_id: Id of the token that ends an earlier completion, if it is another one.
 
     Returns:
         Different indices: the first, the longest that was not cut, one that was cut, one that
@@ -286,7 +297,8 @@ def choose_examples(
     everything = range(len(examples))
     whole = [index for index in everything if not examples[index].was_cut]
     cut = [index for index in everything if examples[index].was_cut]
-    no_stop = [index for index in everything if _last_label(examples[index]) != stop_token_id]
+    stops = {stop_token_id, turn_stop_token_id} - {None}
+    no_stop = [index for index in everything if _last_label(examples[index]) not in stops]
     chosen = [
         *everything[:1],
         *sorted(whole, key=lambda index: -len(examples[index].input_ids))[:1],

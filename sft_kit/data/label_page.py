@@ -188,7 +188,7 @@ def write_page(
             reading=reading_figures(splits_report),
             bad_rows=[readable(str(problem)) for problem in splits_report.bad_rows],
             bars=_bars(train.lengths),
-            examples=_shown_examples(examples, train.stop_token_id, sources),
+            examples=_shown_examples(examples, train, sources),
         )
     )
     _write_whole(Path(path), page)
@@ -208,12 +208,15 @@ def _bars(lengths: Sequence[int]) -> list[_Bar]:
 
 
 def _shown_examples(
-    examples: Sequence[Sequence[MarkedToken]], stop_token_id: int, sources: Sequence[Example]
+    examples: Sequence[Sequence[MarkedToken]], report: LabelReport, sources: Sequence[Example]
 ) -> list[_ShownExample]:
     return [
         _ShownExample(
             example_caption(
-                tokens, stop_token_id, sources[index] if index < len(sources) else None
+                tokens,
+                report.stop_token_id,
+                sources[index] if index < len(sources) else None,
+                report.turn_stop_token_id,
             ),
             _chips(tokens),
         )

@@ -103,11 +103,14 @@ def reading_figures(report: ReadReport) -> list[Figure]:
 
 
 def example_caption(
-    tokens: Sequence[MarkedToken], stop_token_id: int, source: Example | None = None
+    tokens: Sequence[MarkedToken],
+    stop_token_id: int,
+    source: Example | None = None,
+    turn_stop_token_id: int | None = None,
 ) -> Figure:
     """Say what a shown example is: place, size, and whether it ends in a supervised stop token."""
     learnt = [token for token in tokens if token.supervised]
-    stops = bool(learnt) and learnt[-1].id == stop_token_id
+    stops = bool(learnt) and learnt[-1].id in (stop_token_id, turn_stop_token_id)
     cut = source is not None and source.was_cut
     place = f"{readable(str(source.where))} · " if source else ""
     size = f"{len(learnt):,} / {len(tokens):,}"
@@ -169,7 +172,7 @@ def show_report(
     console.print(_figure_table(splits, ["training", "evaluation"][: len(splits)]))
     console.print(Rule("tokens per training example", align="left"))
     console.print(_histogram_table(train.lengths))
-    _show_examples(console, examples, train.stop_token_id, sources)
+    _show_examples(console, examples, train, sources)
     for note in notes:
         console.print(Text(f"! {readable(note)}", style="yellow"), soft_wrap=True)
 
@@ -177,7 +180,7 @@ def show_report(
 def _show_examples(
     console: Console,
     examples: Sequence[Sequence[MarkedToken]],
-    stop_token_id: int,
+    report: LabelReport,
     sources: Sequence[Example],
 ) -> None:
     if not examples:
@@ -187,7 +190,8 @@ def _show_examples(
     console.print(_legend(has_colour=has_colour))
     for index, tokens in enumerate(examples):
         source = sources[index] if index < len(sources) else None
-        caption = example_caption(tokens, stop_token_id, source)
+        stops = (report.stop_token_id, report.turn_stop_token_id)
+        caption = example_caption(tokens, stops[0], source, stops[1])
         console.print()
         console.print(_marked(f"{index + 1}. {caption.english}", caption.verdict), soft_wrap=True)
         console.print(render_tokens(tokens, has_colour=has_colour))

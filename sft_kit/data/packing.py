@@ -5,6 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from sft_kit.data.rows import IGNORED, Conversation, Example
+from sft_kit.data.segments import leading_special_tokens
 from sft_kit.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ def pack_documents(
 ) -> list[Example]:
     """Join documents with the end-of-text token and cut the stream into windows.
 
-    Every token is learnt but a window's first, which nothing predicts. The stream's last, partial
-    window is dropped.
+    A document begins with what the tokenizer puts in front of a text, such as Llama's `<s>`. Every
+    token is learnt but a window's first, which nothing predicts. The stream's last, partial window
+    is dropped.
 
     Args:
         documents: Rows of plain text.
@@ -48,7 +50,9 @@ def pack_documents(
     eos = cast("int | None", tokenizer.eos_token_id)
     if eos is None:
         raise DataError("the tokenizer has no end-of-text token to close documents with")
-    stream = list(chain.from_iterable([*ids, eos] for ids in encoded))
+    prefix = leading_special_tokens(tokenizer)
+    before = cast("list[int]", tokenizer(prefix, add_special_tokens=False)["input_ids"])
+    stream = list(chain.from_iterable([*before, *ids, eos] for ids in encoded))
     starts = range(0, len(stream) - window + 1, window)
     if documents and not starts:
         raise DataError(

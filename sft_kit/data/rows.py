@@ -132,9 +132,12 @@ class Example:
         labels: T labels; `IGNORED` where nothing is learnt; position 0 is always ignored.
         was_cut: The conversation had more than `max_length` tokens.
         where: The row it came from.
+        num_unlearnt_answers: Earlier answers that are only read, because the chat template writes
+            them in another way than a last answer.
     """
 
     input_ids: list[int]
     labels: list[int]
     was_cut: bool
     where: Where
+    num_unlearnt_answers: int = 0

@@ -93,8 +93,8 @@ def _decode_run(
                 context = list(rest[:size])
                 break
         else:
+            # The context stays: without one, some tokenizers drop the blank of the next token.
             texts.append(_spell_bytes(_token_bytes(rest[0], tokenizer)))
-            context = []
     return texts, context
 
 
@@ -121,7 +121,7 @@ def _token_bytes(token_id: int, tokenizer: "PreTrainedTokenizerBase") -> bytes:
     alphabet = _byte_level_alphabet()
     if all(character in alphabet for character in token):
         return bytes(alphabet[character] for character in token)
-    return token.encode("utf-8", "surrogatepass")
+    return token.replace("▁", " ").encode("utf-8", "surrogatepass")
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -6,16 +6,11 @@ and a mask by id would hide every stop from the loss.
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from sft_kit.data.rows import IGNORED, Conversation, Example
-from sft_kit.data.templates import (
-    Segment,
-    Template,
-    begins_with_bos,
-    render_segments,
-    spelled_special_tokens,
-)
+from sft_kit.data.segments import Segment, encode_segments, leading_special_tokens
+from sft_kit.data.templates import Template, render_segments, spelled_special_tokens
 from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import DataSettings
 
@@ -47,14 +42,10 @@ def tokenize(
         DataError: A row spells one of the tokenizer's special tokens in its text.
         TemplateError: The template can't render a row.
     """
-    segments = _render_all(conversations, tokenizer, template)
-    ids = _encode_segments(tokenizer, [segment.text for row in segments for segment in row])
+    rows, ids = _encode_all(conversations, tokenizer, template)
     max_length = min(settings.max_length, tokenizer.model_max_length)
     examples: list[Example] = []
-    position = 0
-    for conversation, row in zip(conversations, segments, strict=True):
-        row_ids = ids[position : position + len(row)]
-        position += len(row)
+    for conversation, row, row_ids in zip(conversations, rows, ids, strict=True):
         input_ids, labels = _label(row, row_ids, settings.loss_on)
         examples.append(
             Example(
@@ -62,6 +53,7 @@ def tokenize(
                 labels=labels[:max_length],
                 was_cut=len(input_ids) > max_length,
                 where=conversation.where,
+                num_unlearnt_answers=_count_unlearnt(conversation, row, settings.loss_on),
             )
         )
     return examples
@@ -78,8 +70,8 @@ def encode_conversation(
     Returns:
         T token ids and T labels; `IGNORED` at position 0 and wherever nothing is learnt.
     """
-    (row,) = _render_all([conversation], tokenizer, template)
-    return _label(row, _encode_segments(tokenizer, [segment.text for segment in row]), loss_on)
+    (row,), (row_ids,) = _encode_all([conversation], tokenizer, template)
+    return _label(row, row_ids, loss_on)
 
 
 def to_dataset(examples: Iterable[Example]) -> "Dataset":
@@ -99,19 +91,39 @@ def to_dataset(examples: Iterable[Example]) -> "Dataset":
     )
 
 
+def _encode_all(
+    conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", template: Template
+) -> tuple[list[list[Segment]], list[list[list[int]]]]:
+    """Render and encode conversations.
+
+    Returns:
+        The segments of each row, and the token ids of each segment.
+    """
+    rows = _render_all(conversations, tokenizer, template)
+    ids = encode_segments(tokenizer, rows)
+    # A template writes its leading tokens itself. Plain text gets them as ids: some tokenizers
+    # don't take a text for the beginning when tokens are spelled before it.
+    prefix = Segment(leading_special_tokens(tokenizer), is_completion=False)
+    ((prefix_ids,),) = encode_segments(tokenizer, [[prefix]])
+    for conversation, row, row_ids in zip(conversations, rows, ids, strict=True):
+        if conversation.text is not None:
+            row.insert(0, prefix)
+            row_ids.insert(0, prefix_ids)
+    return rows, ids
+
+
 def _render_all(
     conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", template: Template
 ) -> list[list[Segment]]:
     rows: list[list[Segment]] = []
     problems: list[Problem] = []
-    prefix = str(tokenizer.bos_token) if begins_with_bos(tokenizer) else ""
     for conversation in conversations:
         problems.extend(_special_token_problems(conversation, tokenizer))
         try:
             if conversation.text is None:
                 rows.append(render_segments(tokenizer, template, conversation.messages))
             else:
-                text = prefix + conversation.text + template.stop_token
+                text = conversation.text + template.stop_token
                 rows.append([Segment(text, is_completion=True)])
         except TemplateError as error:
             problems.append(Problem(str(conversation.where), "messages", error.summary))
@@ -134,15 +146,6 @@ def _special_token_problems(
         )
 
 
-def _encode_segments(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    return cast(
-        "list[list[int]]",
-        tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"],
-    )
-
-
 def _label(
     segments: Sequence[Segment], segment_ids: Sequence[list[int]], loss_on: LossOn
 ) -> tuple[list[int], list[int]]:
@@ -154,3 +157,11 @@ def _label(
     # Nothing predicts the first token; counting its label would scale the loss by (n - 1) / n.
     labels[:1] = [IGNORED] * len(labels[:1])
     return input_ids, labels
+
+
+def _count_unlearnt(conversation: Conversation, row: Sequence[Segment], loss_on: LossOn) -> int:
+    """Count the answers that the template lets stand in the prompt only."""
+    if loss_on == "all" or conversation.text is not None:
+        return 0
+    num_answers = sum(message["role"] == "assistant" for message in conversation.messages)
+    return num_answers - sum(segment.is_completion for segment in row)

@@ -109,6 +109,24 @@ def test_a_stop_token_that_is_not_the_last_supervised_token_does_not_count():
     assert inspect_labels(examples, STOP).num_with_stop == 1
 
 
+def test_the_token_that_ends_an_earlier_completion_counts_as_a_stop_token():
+    turn_stop = 8
+    examples = [
+        make_example([IGNORED, 5, turn_stop, IGNORED], was_cut=True, line=1),
+        make_example([IGNORED, 5, turn_stop, IGNORED, 5, STOP], line=2),
+        make_example([IGNORED, 5, turn_stop, IGNORED, 5], was_cut=True, line=3),
+    ]
+    report = inspect_labels(examples, STOP, turn_stop)
+    assert (report.stop_token_id, report.turn_stop_token_id) == (STOP, turn_stop)
+    assert [where.line for where in report.no_stop_rows] == [3]
+    assert inspect_labels(examples, STOP).num_with_stop == 1
+    many = [good(line) for line in range(40)]
+    many[7] = make_example([IGNORED, 5, turn_stop])
+    many[30] = make_example([IGNORED, 5, 5])
+    assert choose_examples(many, STOP, 2, 0, turn_stop) == [0, 30]
+    assert choose_examples(many, STOP, 2, 0) == [0, 7]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -54,6 +54,13 @@ def show(examples, tokenizer, *, reading=None, evaluation=None, notes=(), has_co
     return stream.getvalue()
 
 
+def test_a_caption_knows_the_token_that_ends_an_earlier_answer(example, tokenizer):
+    tokens = mark_tokens(example, tokenizer)
+    other = max(tokenizer.all_special_ids) + 1
+    assert example_caption(tokens, other).verdict == "bad"
+    assert example_caption(tokens, other, None, tokenizer.eos_token_id).verdict == "good"
+
+
 def row_of(output, caption):
     (line,) = [line for line in output.splitlines() if line.startswith(caption)]
     return line[len(caption) :].strip()

@@ -22,7 +22,7 @@ def expected_stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> lis
     stream = []
     for text in texts:
         stream += tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        stream.append(tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+        stream.append(tokenizer.convert_tokens_to_ids(tokenizer.eos_token))
     return stream
 
 
@@ -71,7 +71,7 @@ def test_each_document_is_closed_by_the_end_token(tokenizer: PreTrainedTokenizer
     assert tokenizer.decode(example.input_ids).split("<|endoftext|>")[:-1] == TEXTS
 
 
-def test_a_bos_of_the_tokenizer_is_not_put_between_documents(
+def test_a_document_begins_with_what_the_tokenizer_puts_in_front_of_a_text(
     llama_tokenizer: PreTrainedTokenizerFast,
 ):
     from tokenizers.processors import TemplateProcessing
@@ -81,8 +81,10 @@ def test_a_bos_of_the_tokenizer_is_not_put_between_documents(
         single="<s> $A", special_tokens=[("<s>", bos)]
     )
     assert llama_tokenizer("water")["input_ids"][0] == bos
-    examples = pack_documents(documents(TEXTS), llama_tokenizer, 8)
-    assert bos not in [token for example in examples for token in example.input_ids]
+    stream = expected_stream([f"<s>{text}" for text in TEXTS], llama_tokenizer)
+    (example,) = pack_documents(documents(TEXTS), llama_tokenizer, len(stream))
+    assert example.input_ids == stream
+    assert example.input_ids.count(bos) == len(TEXTS)
 
 
 def test_every_chat_among_the_documents_is_named(tokenizer: PreTrainedTokenizerFast):

@@ -1,5 +1,6 @@
 """Tokens as text: nothing lost, nothing garbled, with three kinds of tokenizer."""
 
+import random
 import re
 
 import pytest
@@ -129,6 +130,24 @@ def test_a_cut_byte_fallback_character_is_spelled_in_hex(byte_fallback_tokenizer
     assert "".join(token.text for token in marked) == "hello ‹E6›‹B0›"
 
 
+def test_the_blank_of_a_token_behind_bytes_that_form_no_character_is_kept(byte_fallback_tokenizer):
+    tokenizer = byte_fallback_tokenizer
+    broken = encode(tokenizer, "hello 水")[:-1]
+    behind = [tokenizer.convert_tokens_to_ids(token) for token in ("▁", "w", "<0x0A>")]
+    marked = mark_tokens(make_example(broken + behind, 0), tokenizer)
+    assert "".join(token.text for token in marked) == "hello ‹E6›‹B0› w\n"
+
+
+def test_a_replacement_character_that_is_a_token_hides_no_text(train_tokenizer):
+    tokenizer = train_tokenizer(
+        "prepend", ("\ufffd", "b\ufffd\ufffd", "c\ufffd\ufffd", "yes", "b") * 5
+    )
+    assert {"▁\ufffd", "\ufffd\ufffd"} <= set(tokenizer.get_vocab())
+    ids = tokenizer.convert_tokens_to_ids(["▁yes", "▁\ufffd", "\ufffd\ufffd", "▁b"])
+    texts = [readable(token.text) for token in mark_tokens(make_example(ids, 0), tokenizer)]
+    assert texts == ["yes", " ‹U+FFFD›", "‹U+FFFD›‹U+FFFD›", " b"]
+
+
 def test_word_pieces_join_without_their_continuation_signs(word_piece_tokenizer):
     ids = encode(word_piece_tokenizer, "the played playing well.")
     marked = mark_tokens(make_example(ids), word_piece_tokenizer)
@@ -157,6 +176,27 @@ def test_real_tokenizers_show_every_token_of_mixed_text(real_data, name):
     ids = encode(real, text)
     marked = mark_tokens(make_example(ids, 0), real)
     assert "".join(token.text for token in marked) == text
+
+
+def test_real_chatglm_shows_every_token_blank_and_byte_of_mixed_text(real_data):
+    from sft_kit.models.chatglm.tokenization import ChatGLMTokenizer
+
+    folder = real_data / "tokenizers" / "chatglm2"
+    if not folder.is_dir():
+        pytest.skip(f"no tokenizer in {folder}")
+    real = ChatGLMTokenizer.from_pretrained(folder)
+    alphabet = [*map(chr, range(32, 127)), *"今天天气很好，。：é\n\t😀𠮷龘\u0301"]
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "你" + "".join(rng.choices(alphabet, k=rng.randint(1, 30)))
+        marked = mark_tokens(make_example(real(text)["input_ids"], 0), real)
+        assert "".join(token.text for token in marked) == f"[gMASK]<sop> {text}"
+    ids = real("你𠮷")["input_ids"]
+    texts = [token.text for token in mark_tokens(make_example(ids, 0), real)]
+    assert texts == ["[gMASK]", "<sop>", " 你", "𠮷", "", "", ""]
+    cut = [*ids[:-1], *encode(real, "a\ufffd好")]
+    texts = [readable(token.text) for token in mark_tokens(make_example(cut, 0), real)]
+    assert texts[3:] == ["‹F0›", "‹A0›", "‹AE›", " a", "‹U+FFFD›", "好"]
 
 
 # --- what can't be seen --------------------------------------------------------------------------
