@@ -20,10 +20,11 @@ class ModelSettings:
     Attributes:
         checkpoint: Hub id or folder with a safetensors checkpoint and its tokenizer.
         revision: Branch, tag or commit on the Hub.
-        quantization: Storage of the frozen linear layers: as loaded, 8-bit (LLM.int8) or 4-bit
-            (NF4).
+        quantization: Storage of the frozen linear layers: as in the checkpoint, 8-bit (LLM.int8) or
+            4-bit (NF4).
         double_quantization: Quantize the 4-bit scales too; saves about 0.4 bit per weight.
         dtype: Type of the weights as loaded; `auto` picks by device and prints what it picked.
+        config: Fields of the checkpoint's config to replace on loading.
     """
 
     checkpoint: Annotated[str, MinLen(1)]
@@ -31,6 +32,7 @@ class ModelSettings:
     quantization: Literal["none", "int8", "nf4"] = "none"
     double_quantization: bool = True
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    config: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,10 +1,12 @@
-"""Names of a checkpoint's layers, read from its safetensors headers without loading a tensor."""
+"""What a checkpoint's files say without loading a tensor: its layers, and how it is stored."""
 
 import json
 import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+
+from sft_kit.config.layer_names import chatglm_layer_names
 
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -16,8 +18,12 @@ def module_names(folder: Path) -> list[str]:
         folder: With `model.safetensors`, or `model.safetensors.index.json` and its shards.
 
     Returns:
-        Sorted full names (`h.0.attn.c_attn`); empty when there are no readable headers.
+        Sorted full names (`h.0.attn.c_attn`); empty when there are no readable headers. ChatGLM's
+        layers have two names each: in the files, and as loaded.
     """
+    num_layers = _num_chatglm_layers(folder)
+    if num_layers:
+        return chatglm_layer_names(num_layers)
     names: set[str] = set()
     for file in _weight_files(folder):
         header = read_header(file)
@@ -27,6 +33,34 @@ def module_names(folder: Path) -> list[str]:
             if isinstance(facts, dict) and len(facts.get("shape", ())) >= 2:
                 names.add(tensor.rpartition(".")[0])
     return sorted(names - {""})
+
+
+def stored_quantization(folder: Path) -> str:
+    """How a checkpoint's own files quantize its weights; empty when they do not.
+
+    Returns:
+        Such as "int4" (ChatGLM's `quantization_bit`) or "bitsandbytes" (a `quantization_config`).
+    """
+    config = _read_config(folder)
+    bits = config.get("quantization_bit")
+    if isinstance(bits, int) and bits > 0:
+        return f"int{bits}"
+    section = config.get("quantization_config")
+    return str(section.get("quant_method", "quantized")) if isinstance(section, dict) else ""
+
+
+def _num_chatglm_layers(folder: Path) -> int:
+    config = _read_config(folder)
+    layers = config.get("num_layers") if config.get("model_type") == "chatglm" else None
+    return layers if isinstance(layers, int) else 0
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def read_header(file: Path) -> dict[str, object] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from sft_kit.config.checkpoint_header import local_folder, module_names
+from sft_kit.config.checkpoint_header import local_folder, module_names, stored_quantization
 from sft_kit.config.suggestions import did_you_mean, nearest
 from sft_kit.errors import Problem
 
@@ -85,6 +85,22 @@ def _quantized_without_adapter(view: View) -> Iterator[Problem]:
             f"found {quantization} without an adapter: quantized weights can't be trained",
             "add an `adapter:` section, or set model.quantization to none",
         )
+
+
+def _stored_quantized(view: View) -> Iterator[Problem]:
+    """What the checkpoint's files quantize already: no second quantization, no full training."""
+    folder = _checkpoint_folder(view)
+    stored = stored_quantization(folder) if folder else ""
+    if not stored:
+        return
+    quantization = view.get("model.quantization")
+    if quantization != "none":
+        found = f"found {quantization}, but the checkpoint is stored as {stored} already"
+        yield view.problem("model.quantization", found, "set it to none: the weights stay packed")
+    elif view.sections.get("adapter") is None and "adapter" not in view.faulty:
+        found = f"found a checkpoint stored as {stored} without an adapter, and packed weights"
+        todo = "add an `adapter:` section"
+        yield view.problem("model.checkpoint", f"{found} can't be trained", todo)
 
 
 def _has_output_dir(view: View) -> Iterator[Problem]:
@@ -245,12 +261,7 @@ def _target_modules(view: View) -> Iterator[Problem]:
         found = "found no names, accepts all-linear or a list of layer names"
         yield view.problem("adapter.target_modules", found)
         return
-    revision = view.get("model.revision")
-    folder = local_folder(
-        str(view.get("model.checkpoint")),
-        None if revision is None else str(revision),
-        view.hub_cache,
-    )
+    folder = _checkpoint_folder(view)
     names = module_names(folder) if folder else []
     # Experts are stored one by one and fused under other names when the model is built.
     if not targets or not names or any(".experts." in name for name in names):
@@ -261,6 +272,15 @@ def _target_modules(view: View) -> Iterator[Problem]:
         for target in targets:
             if target not in _MAYBE_TIED and not _names_a_module(str(target), names):
                 yield _no_module(view, str(target), names)
+
+
+def _checkpoint_folder(view: View) -> Path | None:
+    revision = view.get("model.revision")
+    return local_folder(
+        str(view.get("model.checkpoint")),
+        None if revision is None else str(revision),
+        view.hub_cache,
+    )
 
 
 def _names_a_module(target: str, names: list[str]) -> bool:
@@ -298,6 +318,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
         ("model.checkpoint",): _checkpoint_exists("model.checkpoint"),
         ("model.tokenizer",): _checkpoint_exists("model.tokenizer"),
         ("model.quantization",): _quantized_without_adapter,
+        ("model.checkpoint", "model.revision", "model.quantization"): _stored_quantized,
         ("model.checkpoint", "model.revision", "adapter.target_modules"): _target_modules,
         (
             "adapter.target_modules",

@@ -441,6 +441,52 @@ def test_target_modules_match_as_in_peft(recipe, tmp_path, target, fits):
         assert "adapter.target_modules" in _problems(recipe, *overrides)[0]
 
 
+@pytest.fixture
+def chatglm2(chatglm_fixtures):
+    """A packed checkpoint with 2 layers; its files are pickles."""
+    return f"model.checkpoint={chatglm_fixtures / 'chatglm2_tiny_int4'}"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "[query_key_value]", "[q_proj, dense]", "[dense_h_to_4h, down_proj]", "all-linear",
+        "[model.layers.1.mlp.gate_up_proj]", r"'.*\.(q|v)_proj'",
+    ],
+)  # fmt: skip
+def test_layers_of_chatglm_have_their_names_of_then_and_now(recipe, chatglm2, target):
+    _read(recipe, chatglm2, "model.quantization=none", f"adapter.target_modules={target}")
+
+
+@pytest.mark.parametrize("target", ["[c_attn]", "[query_key]", "[model.layers.2.self_attn.q_proj]"])
+def test_names_that_chatglm_never_had_are_refused(recipe, chatglm2, target):
+    overrides = ["model.quantization=none", f"adapter.target_modules={target}"]
+    (found,) = _problems(recipe, chatglm2, *overrides)
+    assert "matches no layer of the checkpoint" in found
+    assert "query_key_value" in found
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_packed_checkpoint_is_not_quantized_again(recipe, chatglm2, quantization):
+    overrides = [f"model.quantization={quantization}", "adapter.target_modules=[query_key_value]"]
+    (found,) = _problems(recipe, chatglm2, *overrides)
+    assert "model.quantization" in found
+    assert "stored as int4 already" in found
+
+
+def test_a_packed_checkpoint_is_not_trained_without_an_adapter(recipe, chatglm2):
+    (found,) = _problems(recipe, chatglm2, "model.quantization=none", "adapter=null")
+    assert "stored as int4 without an adapter" in found
+
+
+def test_a_checkpoint_that_bitsandbytes_wrote_is_not_quantized_again(recipe, tmp_path):
+    _write_checkpoint(tmp_path / "tiny", TENSORS)
+    config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    (found,) = _problems(recipe, "model.checkpoint=./tiny", "model.quantization=int8")
+    assert "stored as bitsandbytes already" in found
+
+
 def test_layers_of_a_cached_hub_checkpoint_are_checked_too(recipe, tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--owner--gpt2"
     _write_checkpoint(cached / "snapshots" / "abc", TENSORS)
