@@ -216,3 +216,9 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; name its folder in SFT_KIT_REAL_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chatglm_fixtures() -> Path:
+    """Tiny ChatGLM checkpoints in the original format, with outputs of the original code."""
+    return REPOSITORY / "tests" / "fixtures" / "chatglm"

@@ -1,4 +1,4 @@
-"""LoRA adapters: attach, and count what trains."""
+"""LoRA adapters: attach, load, and count what trains."""
 
 import difflib
 import re
@@ -6,15 +6,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sft_kit.errors import ConfigError, Problem
+from sft_kit.errors import CheckpointError, ConfigError, Problem
+from sft_kit.models.chatglm.adapters import convert_adapter, has_old_names
+from sft_kit.models.chatglm.layers import rename_layers
+from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
 
 _LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer classes that PEFT can put a LoRA on; quantized ones are subclasses of `nn.Linear`."""
@@ -22,7 +28,7 @@ _LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """Parameters that train and all parameters (4-bit weights counted as what they stand for)."""
+    """Parameters that train and all parameters (packed weights counted as what they stand for)."""
 
     trainable: int
     total: int
@@ -36,7 +42,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
     """Add a LoRA adapter to a base model; draws the adapter from the global random state.
 
     GPT-2 keeps its linear layers as `Conv1D`, with the weight transposed; once quantized they are
-    `Linear` like everybody's. The flag for it follows the class of the layers found.
+    `Linear` like everybody's. The flag for it follows the class of the layers found. ChatGLM's
+    layers may be called by their original names.
 
     Args:
         model: The base, as loaded.
@@ -50,6 +57,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
     """
     if config is None:
         return model
+    if _is_chatglm(model):
+        rename_layers(config, model.config.num_hidden_layers)
     targets = _target_layers(model, config)
     config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in targets)
     with quiet_peft():
@@ -58,6 +67,48 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
         except ValueError as error:
             problem = Problem("adapter", "", " ".join(str(error).split()))
             raise ConfigError("the adapter does not fit the model", [problem]) from error
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on its base; one of ChatGLM's original layers is converted on the way.
+
+    Args:
+        model: The base, as loaded.
+        folder: As PEFT saved it, with `.safetensors` or `.bin`.
+
+    Returns:
+        The model with its adapter in evaluation mode; nothing in it trains.
+
+    Raises:
+        CheckpointError: The folder holds no adapter, a damaged one, or one for another base.
+    """
+    for names in ((CONFIG_NAME,), (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        if not any((folder / name).is_file() for name in names):
+            todo = "give the folder in which PEFT saved an adapter"
+            problem = Problem(str(folder), "", f"it has no {' or '.join(names)}", todo)
+            raise CheckpointError(f"{folder} holds no adapter", [problem])
+    if not (_is_chatglm(model) and has_old_names(folder)):
+        return _load_plain(model, folder, folder)
+    with TemporaryDirectory(prefix="sft-kit-") as converted:
+        convert_adapter(folder, Path(converted), model.config)
+        return _load_plain(model, Path(converted), folder)
+
+
+def _load_plain(model: PreTrainedModel, folder: Path, shown: Path) -> PeftModel:
+    try:
+        with quiet_peft(), warnings.catch_warnings():
+            # Otherwise PEFT would leave those layers without an adapter and go on.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file ends in whatever its reader raises
+        found = " ".join(str(error).split())[:300]
+        todo = "give the base it was trained on"
+        problem = Problem(str(shown), "", f"{type(error).__name__}: {found}", todo)
+        raise CheckpointError(
+            "the adapter does not fit the model, or is damaged", [problem]
+        ) from error
 
 
 @contextmanager
@@ -72,14 +123,24 @@ def quiet_peft() -> Iterator[None]:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count parameters, a packed 4-bit weight as the weights it stands for."""
+    """Count parameters, a packed weight as the weights it stands for and its scales not at all."""
+    packed: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, RowwiseQuantLinear):
+            packed[id(module.weight)] = module.in_features * module.out_features
+            packed[id(module.weight_scale)] = 0
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         size = parameter.numel() if state is None else torch.Size(state.shape).numel()
+        size = packed.get(id(parameter), size)
         total += size
         trainable += size if parameter.requires_grad else 0
     return ParameterCount(trainable, total)
+
+
+def _is_chatglm(model: PreTrainedModel) -> bool:
+    return getattr(model.config, "model_type", None) == "chatglm"
 
 
 def _target_layers(model: PreTrainedModel, config: LoraConfig) -> list[nn.Module]:

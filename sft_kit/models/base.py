@@ -1,9 +1,10 @@
 """Checkpoints to models and tokenizers: one place that decides how anything is loaded.
 
-Safetensors only, and never code from a checkpoint: `trust_remote_code=False` is passed always,
-because the libraries' default is to ask on stdin.
+Never code from a checkpoint: `trust_remote_code=False` is passed always, because the libraries'
+default is to ask on stdin. ChatGLM, which ships code of its own, is `sft_kit.models.chatglm`.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,13 +25,16 @@ from transformers.utils.logging import (
     is_progress_bar_enabled,
 )
 
-from sft_kit.errors import CheckpointError, Problem
+import sft_kit.models.chatglm  # noqa: F401  (makes the Auto classes know ChatGLM2 and ChatGLM3)
+from sft_kit.config.suggestions import did_you_mean, nearest
+from sft_kit.errors import CheckpointError, ConfigError, Problem, SftKitError
 from sft_kit.models.network import hub_is_reachable
 from sft_kit.models.quantization import freeze, guard_cpu_packing
+from sft_kit.models.weight_files import find_weight_files
 from sft_kit.settings import ModelSettings, ScratchModelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
 EMBEDDED_CHECKPOINT = "data/checkpoints/tiny-gpt2"
 """The checkpoint that comes with the project and needs no network."""
@@ -62,21 +66,39 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
     if isinstance(settings, ScratchModelSettings):
         config = new_config(settings, tokenizer)
     elif _has_config(name):
-        config = load_config_of(name, revision)
+        config = load_config_of(settings)
     context = None if config is None else context_length(config)
     if context is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     return tokenizer
 
 
-def load_config_of(checkpoint: str, revision: str | None = None) -> PreTrainedConfig:
-    """Load the architecture's settings of a checkpoint.
+def load_config_of(settings: ModelSettings) -> PreTrainedConfig:
+    """Load the architecture's settings of a checkpoint, with the fields of `model.config` replaced.
 
     Raises:
         CheckpointError: No config there, or the Hub can't be reached.
+        ConfigError: `model.config` names a field that the architecture does not have.
     """
-    config = _from_pretrained(AutoConfig.from_pretrained, checkpoint, revision=revision)
-    return cast("PreTrainedConfig", config)
+    config, unknown = cast(
+        "tuple[PreTrainedConfig, dict[str, object]]",
+        _from_pretrained(
+            AutoConfig.from_pretrained,
+            settings.checkpoint,
+            revision=settings.revision,
+            return_unused_kwargs=True,
+            **settings.config,
+        ),
+    )
+    problems = [
+        Problem("model", f"config.{name}", f"{config.model_type} has no such field", hint)
+        for name in settings.config
+        if name in unknown
+        for hint in [did_you_mean(nearest(name, config.to_dict()))]
+    ]
+    if problems:
+        raise ConfigError("these fields can't be set", problems)
+    return config
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -101,19 +123,32 @@ def load_causal_lm(
     Raises:
         CheckpointError: The checkpoint is missing, damaged or incomplete, has no safetensors, or
             needs its own code.
+        ConfigError: `model.config` or `model.quantization` does not fit the checkpoint.
     """
     place = torch.device(device) if device is not None else PartialState().device
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    config = load_config_of(settings)
+    is_packed = getattr(config, "quantization_config", None) is not None
+    if is_packed and settings.quantization != "none":
+        raise _quantized_twice(settings)
     quantization = _quantization_config(settings, dtype)
     options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    with _explained(settings.checkpoint):
+        files = find_weight_files(
+            settings.checkpoint,
+            config,
+            revision=settings.revision,
+            local_files_only=_only_local(settings.checkpoint),
+        )
     model, report = cast(
         "tuple[PreTrainedModel, dict[str, set[str]]]",
         _from_pretrained(
             AutoModelForCausalLM.from_pretrained,
-            settings.checkpoint,
+            files.source,
             revision=settings.revision,
+            config=config,
             dtype=dtype,
-            use_safetensors=True,
+            use_safetensors=files.use_safetensors,
             device_map={"": place},
             output_loading_info=True,
             # transformers 5.23 looks for an adapter first and asks the Hub without this.
@@ -122,7 +157,8 @@ def load_causal_lm(
         ),
     )
     _refuse_random_weights(settings.checkpoint, report["missing_keys"])
-    if quantization is not None:
+    model.name_or_path = settings.checkpoint  # an adapter's card names the base by this
+    if quantization is not None or is_packed:
         guard_cpu_packing(model)
         freeze(model)
     return model
@@ -185,6 +221,12 @@ def _quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAnd
     return None
 
 
+def _quantized_twice(settings: ModelSettings) -> ConfigError:
+    found = f"found {settings.quantization}, but {settings.checkpoint} is stored quantized already"
+    problem = Problem("model", "quantization", found, "set it to none: the weights stay packed")
+    return ConfigError("the checkpoint can't be quantized twice", [problem])
+
+
 def _from_pretrained(
     load: "Callable[..., object]", name: str, *, revision: str | None, **options: object
 ) -> object:
@@ -194,22 +236,29 @@ def _from_pretrained(
     had_progress_bar = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        return load(
-            name,
-            revision=revision,
-            trust_remote_code=False,
-            local_files_only=_only_local(name),
-            **options,
-        )
-    except (MemoryError, torch.OutOfMemoryError):
+        with _explained(name):
+            return load(
+                name,
+                revision=revision,
+                trust_remote_code=False,
+                local_files_only=_only_local(name),
+                **options,
+            )
+    finally:
+        if had_progress_bar:  # it may have been switched off by HF_HUB_DISABLE_PROGRESS_BARS
+            enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str) -> "Iterator[None]":
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, SftKitError):
         raise
     except Exception as error:
         # A damaged file ends in whatever its reader raises: SafetensorError, KeyError, a bare
         # Exception of the tokenizers library.
         raise CheckpointError(*_explain(name, error)) from error
-    finally:
-        if had_progress_bar:  # it may have been switched off by HF_HUB_DISABLE_PROGRESS_BARS
-            enable_progress_bar()
 
 
 def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:

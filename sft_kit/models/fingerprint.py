@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 from transformers.utils.hub import cached_file
 
@@ -36,9 +37,10 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path | No
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash a safetensors checkpoint: every tensor's name, type, shape and first bytes.
+    """Hash a checkpoint's weights: every tensor's name, type, shape and first bytes.
 
-    Reads 4 KiB of each tensor, so that it costs the same seconds for any size of model.
+    Reads 4 KiB of each tensor, so that it costs the same seconds for any size of model. Without
+    safetensors, the `.bin` files are hashed: they are zip archives with a checksum of every entry.
 
     Returns:
         sha256 as 64 hexadecimal digits.
@@ -47,10 +49,12 @@ def fingerprint(folder: Path) -> str:
         CheckpointError: A file is damaged.
     """
     digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     try:
-        for path in sorted(folder.glob("*.safetensors")):
-            _hash_tensors(path, digest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for path in files:
+            hash_file = _hash_tensors if path.suffix == ".safetensors" else _hash_archive
+            hash_file(path, digest)
+    except (ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise CheckpointError(
             f"{path} is damaged: its header can't be read; bring back the file as it was"
         ) from error
@@ -69,6 +73,14 @@ def _hash_tensors(path: Path, digest: "hashlib._Hash") -> None:
             file.seek(8 + header_bytes + begin)
             digest.update(f"{name}{entry['dtype']}{entry['shape']}".encode())
             digest.update(file.read(min(_SAMPLE_BYTES, end - begin)))
+
+
+def _hash_archive(path: Path, digest: "hashlib._Hash") -> None:
+    with ZipFile(path) as archive:
+        for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
+            # torch begins every name with the name the file had when it was saved.
+            name = entry.filename.partition("/")[2]
+            digest.update(f"{name}{entry.file_size}{entry.CRC}".encode())
 
 
 def describe_base(settings: ModelSettings) -> dict[str, object]:

@@ -1,15 +1,17 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from sft_kit.errors import ConfigError
-from sft_kit.models.adapters import ParameterCount, attach_lora, count_parameters
+from sft_kit.errors import CheckpointError, ConfigError
+from sft_kit.models.adapters import ParameterCount, attach_lora, count_parameters, load_adapter
 from sft_kit.models.base import load_causal_lm
 from sft_kit.settings import ModelSettings
 
@@ -246,3 +248,85 @@ def test_quantized_layers_stay_near_the_full_precision_model(gpt2_checkpoint: Pa
         for quantization in ("int8", "nf4")
     }
     assert 0 < errors["int8"] < errors["nf4"] < 0.1 * full.std().item()
+
+
+# --- saved adapters on their base ----------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(gpt2_checkpoint: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A saved adapter with an effect, and its logits."""
+    model = attach_lora(load(gpt2_checkpoint), lora())
+    wake(model)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    return tmp_path / "adapter", logits(model)
+
+
+def test_a_loaded_adapter_answers_and_does_not_train(
+    gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor]
+):
+    folder, expected = saved
+    model = load_adapter(load(gpt2_checkpoint), folder)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(logits(model), expected)
+
+
+def test_an_adapter_in_a_bin_file_of_an_old_version_is_loaded(
+    gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor]
+):
+    folder, expected = saved
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    known = ("base_model_name_or_path", "bias", "fan_in_fan_out", "lora_alpha", "lora_dropout", "r",
+             "peft_type", "target_modules", "task_type")  # fmt: skip
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({name: settings[name] for name in known}))
+    assert torch.equal(logits(load_adapter(load(gpt2_checkpoint), folder)), expected)
+
+
+def test_an_adapter_that_lacks_tensors_is_refused_instead_of_half_loaded(
+    gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor]
+):
+    folder, _ = saved
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors.pop(next(key for key in tensors if "c_fc.lora_B" in key))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing adapter keys.*c_fc.*give the base"):
+        load_adapter(load(gpt2_checkpoint), folder)
+
+
+def test_an_adapter_of_another_base_is_refused(
+    gpt2_checkpoint: Path, llama_checkpoint: Path, saved: tuple[Path, torch.Tensor]
+):
+    folder, _ = saved
+    with pytest.raises(CheckpointError, match=r"does not fit the model.*\n.*not found in the base"):
+        load_adapter(load(llama_checkpoint), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adapter_config.json", r"holds no adapter.*\n.*it has no adapter_config\.json"),
+        ("adapter_model.safetensors", r"holds no adapter.*\n.*safetensors or adapter_model\.bin"),
+    ],
+)
+def test_a_folder_without_an_adapter_is_refused(
+    gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor], name: str, message: str
+):
+    folder, _ = saved
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(load(gpt2_checkpoint), folder)
+
+
+def test_a_damaged_adapter_is_an_error_in_words(
+    gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor]
+):
+    folder, _ = saved
+    content = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(content[:-100])
+    with pytest.raises(CheckpointError, match="or is damaged"):
+        load_adapter(load(gpt2_checkpoint), folder)

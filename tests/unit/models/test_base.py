@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sft_kit.errors import CheckpointError
+from sft_kit.errors import CheckpointError, ConfigError
 from sft_kit.models.base import (
     context_length,
     load_causal_lm,
@@ -112,7 +112,7 @@ def test_weights_in_several_files_are_one_model(tmp_path: Path, gpt2_model: GPT2
 def test_a_tokenizer_without_padding_token_pads_with_its_end_token(gpt2_checkpoint: Path):
     tokenizer = load_tokenizer(ModelSettings(str(gpt2_checkpoint)))
     assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
-    assert len(tokenizer) == load_config_of(str(gpt2_checkpoint)).vocab_size
+    assert len(tokenizer) == load_config_of(ModelSettings(str(gpt2_checkpoint))).vocab_size
 
 
 def test_a_padding_token_of_its_own_is_kept(llama_checkpoint: Path):
@@ -120,7 +120,7 @@ def test_a_padding_token_of_its_own_is_kept(llama_checkpoint: Path):
 
 
 def test_the_tokenizer_knows_the_context_length_of_the_model(gpt2_checkpoint: Path):
-    assert context_length(load_config_of(str(gpt2_checkpoint))) == 256
+    assert context_length(load_config_of(ModelSettings(str(gpt2_checkpoint)))) == 256
     assert load_tokenizer(ModelSettings(str(gpt2_checkpoint))).model_max_length == 256
 
 
@@ -131,6 +131,51 @@ def test_a_folder_with_a_tokenizer_and_no_model_gives_its_tokenizer(
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(ModelSettings(str(tmp_path)))
     assert loaded("Water boils")["input_ids"] == tokenizer("Water boils")["input_ids"]
+
+
+def test_fields_of_the_config_are_replaced_on_loading(gpt2_checkpoint: Path):
+    settings = ModelSettings(str(gpt2_checkpoint), config={"attn_pdrop": 0.25, "n_positions": 256})
+    model = load_causal_lm(settings)
+    assert model.config.attn_pdrop == 0.25
+    assert model.transformer.h[0].attn.attn_dropout.p == 0.25
+
+
+def test_a_field_that_the_config_does_not_have_is_refused_with_the_nearest_name(
+    gpt2_checkpoint: Path,
+):
+    settings = ModelSettings(str(gpt2_checkpoint), config={"atn_pdrop": 0.25, "zzz": 1})
+    with pytest.raises(ConfigError) as caught:
+        load_causal_lm(settings)
+    first, second = caught.value.problems
+    assert "did you mean 'attn_pdrop'?" in str(first)
+    assert "config.zzz" in str(second)
+
+
+def test_a_context_set_by_the_config_bounds_the_tokenizer(gpt2_checkpoint: Path):
+    settings = ModelSettings(str(gpt2_checkpoint), config={"n_positions": 64})
+    assert load_tokenizer(settings).model_max_length == 64
+
+
+def test_a_checkpoint_that_is_stored_quantized_is_not_quantized_again(chatglm_fixtures: Path):
+    packed = str(chatglm_fixtures / "chatglm2_tiny_int4")
+    with pytest.raises(ConfigError, match=r"stored quantized already.*set it to none"):
+        load_causal_lm(ModelSettings(packed, quantization="nf4"))
+
+
+def test_a_packed_base_is_frozen_whole(chatglm_fixtures: Path):
+    model = load_causal_lm(ModelSettings(str(chatglm_fixtures / "chatglm2_tiny_int4")))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.model.layers[0].mlp.down_proj.weight.dtype == torch.int8
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_chatglm_in_fp16_is_quantized_like_any_other(chatglm_fixtures: Path, quantization: str):
+    folder = str(chatglm_fixtures / "chatglm3_tiny_fp16")
+    model = load_causal_lm(ModelSettings(folder, quantization=quantization))
+    dense = load_causal_lm(ModelSettings(folder))
+    with torch.no_grad():
+        difference = (model(IDS).logits - dense(IDS).logits).abs().mean()
+    assert 0 < difference < 0.5 * dense(IDS).logits.std()
 
 
 def test_a_new_model_fits_its_tokenizer(gpt2_checkpoint: Path):

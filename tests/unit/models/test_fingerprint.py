@@ -94,6 +94,38 @@ def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, data: bytes):
         fingerprint(tmp_path)
 
 
+def pickled(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_have_a_fingerprint_by_content(tmp_path: Path):
+    first = fingerprint(pickled(tmp_path / "a", TENSORS))
+    assert fingerprint(pickled(tmp_path / "b", TENSORS)) == first
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == first
+    reshaped = {"b.weight": TENSORS["b.weight"].view(2, 6)}
+    others = [TENSORS | {"c": torch.zeros(1)}, TENSORS | reshaped]
+    for name in TENSORS:
+        # the last value, far behind the first bytes
+        changed = TENSORS[name].clone()
+        changed.view(-1)[-1] += 1
+        others.append(TENSORS | {name: changed})
+    seen = {fingerprint(pickled(tmp_path / str(i), other)) for i, other in enumerate(others)}
+    assert len(seen | {first}) == len(others) + 1
+
+
+def test_pickles_beside_safetensors_do_not_count(tmp_path: Path, base: str):
+    assert fingerprint(pickled(tmp_path / "base", TENSORS)) == base
+
+
+def test_a_damaged_pickle_is_named(tmp_path: Path):
+    (pickled(tmp_path / "x", TENSORS) / "pytorch_model.bin").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged"):
+        fingerprint(tmp_path / "x")
+
+
 def test_a_folder_is_its_own_checkpoint_folder(tmp_path: Path):
     assert checkpoint_folder(str(tmp_path)) == tmp_path
 

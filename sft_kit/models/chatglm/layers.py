@@ -1,0 +1,106 @@
+"""Original names of ChatGLM2/3 layers, and the layers that hold their weights once loaded."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+
+from peft import LoraConfig
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+from sft_kit.config.layer_names import CHATGLM_LAYERS
+
+_BLOCKS = MappingProxyType(
+    {
+        "query_key_value": ("self_attention", "self_attn"),
+        "dense": ("self_attention", "self_attn"),
+        "dense_h_to_4h": ("mlp", "mlp"),
+        "dense_4h_to_h": ("mlp", "mlp"),
+    }
+)
+_OUTSIDE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "transformer.embedding.word_embeddings": ("model.embed_tokens",),
+        "transformer.output_layer": ("lm_head",),
+    }
+)
+_SHORT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **CHATGLM_LAYERS,
+        "word_embeddings": ("embed_tokens",),
+        "output_layer": ("lm_head",),
+    }
+)
+_TARGETS_OF_PEFT = ("query_key_value",)
+"""What PEFT's table has for "chatglm" when `target_modules` is not set."""
+
+
+def native_layers(num_layers: int) -> dict[str, tuple[str, ...]]:
+    """Map the full original name of every layer to the full names of its parts, rows in order."""
+    names: dict[str, tuple[str, ...]] = dict(_OUTSIDE)
+    for index in range(num_layers):
+        for layer, parts in CHATGLM_LAYERS.items():
+            stored_in, loaded_in = _BLOCKS[layer]
+            original = f"transformer.encoder.layers.{index}.{stored_in}.{layer}"
+            names[original] = tuple(f"model.layers.{index}.{loaded_in}.{part}" for part in parts)
+    return names
+
+
+def rename_layers(config: LoraConfig, num_layers: int) -> None:
+    """Replace original layer names in an adapter's settings by the names of the loaded layers.
+
+    Native names stay as they are; both may be mixed. A regular expression that matches original
+    names becomes the list of the layers that it means.
+
+    Args:
+        config: Changed in place: targets, exclusions, modules to save, and the layers that have a
+            rank or an alpha of their own.
+        num_layers: Number of blocks of the model.
+    """
+    names = native_layers(num_layers)
+    targets = _TARGETS_OF_PEFT if config.target_modules is None else config.target_modules
+    config.target_modules = _rename(targets, names)
+    if config.exclude_modules:
+        config.exclude_modules = _rename(config.exclude_modules, names)
+    if config.modules_to_save:
+        config.modules_to_save = _rename_list(config.modules_to_save, names)
+    config.rank_pattern = _rename_keys(config.rank_pattern or {}, names)
+    config.alpha_pattern = _rename_keys(config.alpha_pattern or {}, names)
+
+
+def _rename(
+    targets: str | Collection[str], names: Mapping[str, tuple[str, ...]]
+) -> str | list[str]:
+    if not isinstance(targets, str):
+        return _rename_list(targets, names)
+    if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return targets
+    try:
+        expression = re.compile(targets)
+    except re.error:
+        return targets  # whoever looks for the layers refuses it
+    by_old_name = {part for name in names if expression.fullmatch(name) for part in names[name]}
+    if not by_old_name:
+        return targets
+    native = {part for parts in names.values() for part in parts if expression.fullmatch(part)}
+    return sorted(by_old_name | native)
+
+
+def _rename_list(targets: Iterable[str], names: Mapping[str, tuple[str, ...]]) -> list[str]:
+    renamed: dict[str, None] = {}
+    for target in targets:
+        renamed.update(dict.fromkeys(_parts(target, names)))
+    return list(renamed)
+
+
+def _rename_keys(
+    pattern: Mapping[str, int], names: Mapping[str, tuple[str, ...]]
+) -> dict[str, int]:
+    return {part: value for key, value in pattern.items() for part in _parts(key, names)}
+
+
+def _parts(target: str, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    if target in _SHORT_NAMES:
+        return _SHORT_NAMES[target]
+    ending = f".{target}"
+    found = [part for name in names if f".{name}".endswith(ending) for part in names[name]]
+    return tuple(found) or (target,)
