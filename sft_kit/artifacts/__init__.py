@@ -2,14 +2,21 @@
 
 from sft_kit.artifacts.folder import RunFolder, open_run
 from sft_kit.artifacts.load import LoadedRun, load_run
+from sft_kit.artifacts.merge import Merged, merge_and_save
+from sft_kit.artifacts.named import LoadOptions, load_checkpoint, load_named
 from sft_kit.artifacts.samples import Sample, pair_samples, show_samples
 from sft_kit.artifacts.save import save_run
 
 __all__ = [
+    "LoadOptions",
     "LoadedRun",
+    "Merged",
     "RunFolder",
     "Sample",
+    "load_checkpoint",
+    "load_named",
     "load_run",
+    "merge_and_save",
     "open_run",
     "pair_samples",
     "save_run",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from peft import PeftModel
@@ -12,17 +12,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sft_kit.artifacts.record import RUN_FILE, read_record, weight_digests
 from sft_kit.data.templates import Template, bind_template
 from sft_kit.errors import CheckpointError, Problem
-from sft_kit.models.adapters import quiet_peft
+from sft_kit.models.adapters import load_adapter
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
 from sft_kit.settings import ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedRun:
-    """A finished run: the model in evaluation mode, its tokenizer and template, and `run.yaml`."""
+    """A finished run: the model in evaluation mode, its tokenizer and template, and `run.yaml`.
+
+    Of a checkpoint that no run has written, `info` says how it was loaded.
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -30,12 +35,20 @@ class LoadedRun:
     info: dict[str, object]
 
 
-def load_run(folder: str, base: str | None = None) -> LoadedRun:
+def load_run(
+    folder: str,
+    base: str | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: Dtype | None = None,
+) -> LoadedRun:
     """Load a finished run, on this process's GPU or the CPU.
 
     Args:
         folder: Run folder.
         base: Where the base checkpoint is now, if it is not where the run found it.
+        device: Where the weights go. None: the device of this process.
+        dtype: Type of the base's weights, if it is to be another than in training.
 
     Raises:
         CheckpointError: Not a finished run, weights that are not the ones it saved, no base,
@@ -53,22 +66,21 @@ def load_run(folder: str, base: str | None = None) -> LoadedRun:
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
     template = _load_template(path, tokenizer, record)
-    has_adapter = (path / ADAPTER_FILE).is_file()
-    model_settings = (
-        _find_base(path, settings["model"] or {}, record, base) if has_adapter else None
-    )
-    return LoadedRun(load_model(path, model_settings), tokenizer, template, record)
+    model_settings = None
+    if (path / ADAPTER_FILE).is_file():
+        model_settings = _find_base(path, settings["model"] or {}, record, base)
+        if dtype is not None:
+            model_settings = replace(model_settings, dtype=dtype)
+    return LoadedRun(load_model(path, model_settings, device), tokenizer, template, record)
 
 
 def load_model(
-    folder: Path, base: ModelSettings | None, device: torch.device | None = None
+    folder: Path, base: ModelSettings | None, device: torch.device | str | None = None
 ) -> PreTrainedModel | PeftModel:
     """Load an adapter onto a fresh base, or a whole model when `base` is None."""
     if base is None:
         return load_causal_lm(ModelSettings(checkpoint=str(folder)), device)
-    model = load_causal_lm(base, device)
-    with quiet_peft():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+    return load_adapter(load_causal_lm(base, device), folder)
 
 
 def _check_weights(path: Path, saved: Mapping[str, str]) -> None:

@@ -58,8 +58,9 @@ def check_images(folder: Path, names: set[str]) -> None:
 # --- every recipe --------------------------------------------------------------------------------
 
 
-def test_there_are_three_recipes_each_with_its_yaml():
-    assert STEMS == ["pretrain_gpt2_clm", "sft_gpt2_loop", "sft_gpt2_lora"]
+def test_there_are_four_recipes_each_with_its_yaml():
+    expected = {"pretrain_gpt2_clm", "sft_chatglm2_int4_lora", "sft_gpt2_loop", "sft_gpt2_lora"}
+    assert set(STEMS) == expected
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == STEMS
 
 
@@ -141,6 +142,7 @@ def test_run_yaml_says_what_the_run_was(finished_run, checkpoint, rows_file):
         "quantization": "none",
         "double_quantization": True,
         "dtype": "float32",
+        "config": {},
     }
     assert record["origins"]["train.max_steps"] == "command line"
     assert record["origins"]["adapter.lora_alpha"].rpartition(":")[0].endswith("sft_gpt2_lora.yaml")

@@ -5,20 +5,25 @@ import json
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
 from typer.testing import CliRunner
 
 import sft_kit.artifacts
 from sft_kit import __version__
+from sft_kit.artifacts import LoadOptions
 from sft_kit.cli import app, main
 from sft_kit.config import json_schema
 from sft_kit.data.templates import choose_template, encode_prompt
 from sft_kit.inference.generate import generate
-from sft_kit.settings import SampleSettings
+from sft_kit.models.adapters import attach_lora
+from sft_kit.models.base import load_causal_lm
+from sft_kit.settings import ModelSettings, SampleSettings
 
 RECIPE = '''"""A recipe."""
 
@@ -74,18 +79,19 @@ def recipe(tmp_path, gpt2_checkpoint):
 
 @pytest.fixture
 def run(monkeypatch, gpt2_model, tokenizer):
-    """A model with emphatic random weights, which `load_run` finds in the folder `run`."""
+    """A model with emphatic random weights, which `load_named` finds in the folder `run`."""
     with torch.no_grad():
         for parameter in gpt2_model.parameters():
             parameter.mul_(8.0)
     template = choose_template(tokenizer, "human-assistant")
-    loaded = SimpleNamespace(model=gpt2_model, tokenizer=tokenizer, template=template)
+    info = {"recipe": "sft_x_lora.py"}
+    loaded = SimpleNamespace(model=gpt2_model, tokenizer=tokenizer, template=template, info=info)
 
-    def load_run(folder, base=None):
-        assert (folder, base) == ("run", "elsewhere")
+    def load_named(name, options):
+        assert (name, options) == ("run", LoadOptions(base="elsewhere"))
         return loaded
 
-    monkeypatch.setattr(sft_kit.artifacts, "load_run", load_run)
+    monkeypatch.setattr(sft_kit.artifacts, "load_named", load_named)
     return loaded
 
 
@@ -365,6 +371,87 @@ def test_generate_without_a_prompt_or_with_an_unreadable_one_is_an_error(call, r
     assert "not UTF-8" in err
 
 
+# --- a model that no run has written, and merging ------------------------------------------------
+
+
+def test_generate_with_a_checkpoint_hands_over_its_options(call, gpt2_checkpoint, monkeypatch):
+    asked = []
+    real = sft_kit.artifacts.load_named
+
+    def load_named(name, options):
+        asked.append(options)
+        return real(name, LoadOptions())
+
+    monkeypatch.setattr(sft_kit.artifacts, "load_named", load_named)
+    code, out, err = call(
+        "generate", gpt2_checkpoint, "--prompt", "hello", "--max-new-tokens", "3",
+        "--adapter", "a", "--quantization", "int8", "--dtype", "bfloat16", "--fast-int4",
+    )  # fmt: skip
+    assert asked == [LoadOptions(None, Path("a"), "int8", "bfloat16", fast_int4=True)]
+    assert (code, out != "") == (0, True)
+    note = f"note: {gpt2_checkpoint} has no chat template; prompts are written as human-assistant"
+    assert err == f"{note}\n"
+
+
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_options_that_do_not_fit_end_in_one_message(call, gpt2_checkpoint, command):
+    prompt = ["--prompt", "x"] if command == "generate" else []
+    code, out, err = call(command, gpt2_checkpoint, *prompt, "--base", "elsewhere")
+    assert (code, out) == (2, "")
+    assert "command line: --base: is the base of a run folder, and this is a checkpoint" in err
+
+
+def test_generate_refuses_a_quantization_it_does_not_know(call, gpt2_checkpoint):
+    code, _, err = call("generate", gpt2_checkpoint, "--prompt", "x", "--quantization", "int3")
+    assert code == 2
+    assert "int3" in err
+    assert "nf4" in err
+
+
+def test_a_chatglm_checkpoint_answers_from_its_original_folder(call, chatglm_fixtures):
+    folder = chatglm_fixtures / "chatglm2_tiny_int4"
+    code, out, err = call("generate", folder, "--prompt", "你好", "--max-new-tokens", "4", "--json")
+    assert (code, err) == (0, "")
+    (row,) = json.loads(out)
+    assert row["num_tokens"] <= 4
+    code, out, err = call(
+        "generate", folder, "--prompt", "你好", "--max-new-tokens", "4", "--json", "--fast-int4"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out)[0]["prompt"] == "你好"
+
+
+def test_merge_prints_what_it_measured_and_writes_a_model_to_chat_with(
+    call, gpt2_checkpoint, tmp_path
+):
+    adapter = tmp_path / "adapter"
+    base = load_causal_lm(ModelSettings(str(gpt2_checkpoint)))
+    attach_lora(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"])).save_pretrained(
+        adapter, save_embedding_layers=False
+    )
+    output = tmp_path / "merged"
+    code, out, err = call(
+        "merge", gpt2_checkpoint, "--adapter", adapter, "--output", output, "--dtype", "bfloat16"
+    )
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 5
+    assert "by merging" in lines[1]
+    assert "by storing bfloat16" in lines[2]
+    assert lines[-1] == f"merged model: {output}"
+    code, _, err = call("merge", gpt2_checkpoint, "--adapter", adapter, "--output", output)
+    assert code == 2
+    assert "--overwrite" in err
+    code, out, err = call("generate", output, "--prompt", "hello", "--max-new-tokens", "3")
+    assert (code, err) == (0, "")
+
+
+def test_merge_needs_a_folder_to_write(call, gpt2_checkpoint):
+    code, _, err = call("merge", gpt2_checkpoint)
+    assert code == 2
+    assert "--output" in err
+
+
 # --- the program ---------------------------------------------------------------------------------
 
 
@@ -374,11 +461,11 @@ def test_version_is_the_packages(call):
 
 def test_without_arguments_the_commands_are_listed():
     output = CliRunner().invoke(app, []).output
-    for command in ("check", "schema", "inspect", "chat", "generate"):
+    for command in ("check", "schema", "inspect", "chat", "generate", "merge"):
         assert f" {command} " in output
 
 
-@pytest.mark.parametrize("command", ["check", "schema", "inspect", "chat", "generate"])
+@pytest.mark.parametrize("command", ["check", "schema", "inspect", "chat", "generate", "merge"])
 def test_every_command_explains_all_its_options(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
@@ -399,7 +486,7 @@ def test_ctrl_c_ends_the_program_with_130(call, run, monkeypatch):
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sft_kit.artifacts, "load_run", interrupt)
+    monkeypatch.setattr(sft_kit.artifacts, "load_named", interrupt)
     code, _, err = call("chat", "run")
     assert code == 130
     assert "Traceback" not in err

@@ -68,9 +68,11 @@ class ChatGLMForCausalLM(GlmForCausalLM):
         Where there is no generation_config.json, the family's defaults are set.
 
         Raises:
-            CheckpointError: The checkpoint holds weights that would silently be left out, or lacks
-                those that its config promises.
+            CheckpointError: The checkpoint holds weights that would silently be left out, lacks
+                those that its config promises, or is to be quantized though it is packed.
         """
+        name = str(pretrained_model_name_or_path)
+        _refuse_second_quantization(name, options)
         with_report = options.pop("output_loading_info", False)
         # transformers would run custom_generate/generate.py of the folder where code is trusted.
         options["trust_remote_code"] = False
@@ -80,7 +82,6 @@ class ChatGLMForCausalLM(GlmForCausalLM):
             **cast("dict[str, Any]", options | {"output_loading_info": True}),
         )
         model, report = cast("tuple[Self, dict[str, set[str]]]", loaded)
-        name = str(pretrained_model_name_or_path)
         _refuse_other_weights(name, report)
         if getattr(model.generation_config, "_from_model_config", False):
             pieces = _find_pieces(model.config.name_or_path, options)
@@ -133,6 +134,20 @@ class ChatGLMForCausalLM(GlmForCausalLM):
         """Cast to float32, packed models too: their packed weights and scales stay as they are."""
         dense: Any = super()
         return cast("Self", nn.Module.float(self) if is_packed(self) else dense.float(*args))
+
+
+def _refuse_second_quantization(name: str, options: Mapping[str, object]) -> None:
+    wanted = options.get("quantization_config")
+    stored = getattr(options.get("config"), "quantization_config", None)
+    method = getattr(wanted, "quant_method", None)
+    if wanted is None or stored is None or method == QUANT_METHOD:
+        return
+    bits = stored["bits"] if isinstance(stored, Mapping) else stored.bits
+    found = f"found {type(wanted).__name__} for weights that are packed in {bits} bits already"
+    todo = "leave it out: the weights stay packed; or load the checkpoint in fp16"
+    raise CheckpointError(
+        f"{name} can't be loaded", [Problem("", "quantization_config", found, todo)]
+    )
 
 
 def is_packed(model: nn.Module) -> bool:

@@ -589,3 +589,12 @@ def test_a_dequantized_model_is_exported(int4_folder: Path):
     wanted = expected(int4_folder)
     glm = load(int4_folder).dequantize().to_glm()
     assert_close(glm(wanted["A_input_ids"]).logits, wanted["A_logits"])
+
+
+@pytest.mark.parametrize("bits", [{"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_bitsandbytes_on_top_of_packed_weights_is_refused(
+    chatglm_fixtures: Path, bits: dict[str, bool]
+):
+    folder = chatglm_fixtures / "chatglm2_tiny_int4"
+    with pytest.raises(CheckpointError, match="packed in 4 bits already"):
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**bits))

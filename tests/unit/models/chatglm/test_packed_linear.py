@@ -155,6 +155,21 @@ def test_casting_leaves_packed_weights_and_scales_as_they_are(cast, dtype):
     assert not layer.weight_scale.requires_grad
 
 
+def test_a_layer_whose_tensors_are_replaced_by_copies_stays_what_it_is():
+    # Several processes on one machine share a model's memory this way.
+    layer, _ = make_layer(6, 4, 4)
+    names, scale = list(layer.state_dict()), layer.weight_scale.clone()
+    packed, place = layer.weight.clone(), layer.weight.data_ptr()
+    layer._apply(torch.clone)
+    assert list(layer.state_dict()) == names
+    assert torch.equal(layer.weight, packed)
+    assert layer.weight.data_ptr() != place
+    assert torch.equal(layer.weight_scale, scale)
+    assert not layer.weight.requires_grad
+    with pytest.raises(CheckpointError, match="packed weights don't change"):
+        layer.weight.data = packed
+
+
 def test_the_scales_move_with_the_layer():
     layer = RowwiseQuantLinear(6, 4, bits=4, device="meta")
     assert layer.weight_scale.device.type == "meta"

@@ -1,0 +1,267 @@
+"""An adapter and its base as one stock model: merged, written, read back, compared.
+
+Everything is written to a hidden folder beside the one that was asked for, which appears only once
+the model read back has given the same logits.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
+
+from sft_kit.artifacts.load import ADAPTER_FILE, LoadedRun, load_run
+from sft_kit.artifacts.merged_card import CARD_FILE, is_merged_card, write_merged_card
+from sft_kit.artifacts.named import is_run_folder, load_checkpoint
+from sft_kit.artifacts.record import read_record
+from sft_kit.errors import CheckpointError, ConfigError, Problem
+from sft_kit.models.base import load_causal_lm, load_config_of
+from sft_kit.models.merging import is_exact, merge, probe_logits, to_dense
+from sft_kit.settings import ModelSettings
+
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+
+_EXACT = 1e-4
+"""Largest difference of logits, as a share of the largest logit, that float32 may make."""
+_ROUNDED = 0.25
+"""The same against a base that computes in 16 bits, or rounds its inputs to 8 (LLM.int8).
+
+That moves logits by up to 6 % (tiny models); weights read in a wrong layout, by 100 %.
+"""
+_WRITTEN = re.compile(
+    r"README\.md|(generation_)?config\.json|model.*\.(safetensors|json)|.*token.*|"
+    r"chat_template\.jinja|vocab\.\w+|merges\.txt"
+)
+"""Names in a folder that merging has written; one with any other name may hold somebody's work."""
+
+
+_EXPORTED = frozenset({"chatglm"})
+"""Model types that become another class: worth writing without an adapter too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What to merge: see `merge_and_save`."""
+
+    name: str
+    is_run: bool
+    base: str | None
+    adapter: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merged model on disk, and how far its logits moved on the way: largest differences.
+
+    Attributes:
+        folder: Where it stands.
+        by_dequantizing: The base as loaded against the same weights in float32.
+        by_merging: The adapter apart against the adapter merged, both in float32.
+        by_rounding: The merged model in float32 against the same in the type it is stored in.
+        dtype: That type.
+    """
+
+    folder: Path
+    by_dequantizing: float
+    by_merging: float
+    by_rounding: float
+    dtype: str
+
+    def lines(self) -> list[str]:
+        """Say it for a person, one fact a line."""
+        facts = [
+            f"largest difference of a logit by dequantizing to float32: {self.by_dequantizing:.3g}",
+            f"largest difference of a logit by merging: {self.by_merging:.3g}",
+        ]
+        if self.dtype != "float32":
+            facts.append(
+                f"largest difference of a logit by storing {self.dtype}: {self.by_rounding:.3g}"
+            )
+        return [*facts, f"read back from the disk: the same logits, as {self.dtype}"]
+
+
+def merge_and_save(
+    name: str,
+    output: Path,
+    *,
+    dtype: StoredDtype = "float32",
+    base: str | None = None,
+    adapter: Path | None = None,
+    overwrite: bool = False,
+) -> Merged:
+    """Merge a run's adapter into its base, or a separate adapter into a checkpoint.
+
+    A ChatGLM becomes a stock `GlmForCausalLM`, also without an adapter. It all happens on the CPU,
+    where the same weights always give the same logits.
+
+    Args:
+        name: Run folder, checkpoint folder or Hub id.
+        output: Folder to write.
+        dtype: Type of the weights on disk.
+        base: Where the base checkpoint of a run is now, if it has moved.
+        adapter: Folder with an adapter for a checkpoint.
+        overwrite: Replace an earlier merged model.
+
+    Raises:
+        CheckpointError: Nothing to merge, a folder that may not be written, or logits that differ
+            by more than rounding explains.
+        ConfigError: An option that does not fit what `name` is.
+    """
+    source = _Source(name, is_run_folder(name), base, adapter)
+    _check_source(source)
+    output = output.resolve()
+    _check_output(output, source, overwrite=overwrite)
+    with _staging(output) as stage:
+        merged = _merge_into(stage, source, output, dtype)
+        for path in stage.iterdir():
+            # safetensors writes through a temporary file that only its owner may read.
+            path.chmod(0o644)
+    return merged
+
+
+def _merge_into(stage: Path, source: _Source, output: Path, dtype: StoredDtype) -> Merged:
+    """Load, merge, save and read back; one copy of the weights is in memory at a time."""
+    loaded = _load(source)
+    as_loaded = probe_logits(loaded.model)
+    rounding = _EXACT if is_exact(loaded.model) else _ROUNDED
+    dense = to_dense(loaded.model)
+    apart = probe_logits(dense)
+    model = merge(dense)
+    together = probe_logits(model)
+    by_dequantizing = _compare("dequantizing", as_loaded, apart, rounding)
+    by_merging = _compare("merging", apart, together, _EXACT)
+    _cast_parameters(model, getattr(torch, dtype))
+    with _without_progress_bar():
+        model.save_pretrained(stage)
+    loaded.tokenizer.save_pretrained(stage)
+    _cast_parameters(model, torch.float32)
+    rounded = probe_logits(model)
+    if not rounded.isfinite().all():
+        raise CheckpointError(
+            f"{dtype} can't hold the merged weights: they are too large (add --dtype float32, or "
+            "bfloat16)"
+        )
+    by_rounding = float((rounded - together).abs().max())
+    info = loaded.info
+    del loaded, dense, model
+    again = load_causal_lm(ModelSettings(str(stage), dtype="float32"), torch.device("cpu"))
+    _compare("saving", rounded, probe_logits(again), 0.0)
+    merged = Merged(output, by_dequantizing, by_merging, by_rounding, dtype)
+    write_merged_card(stage / CARD_FILE, output.name, info, merged.lines())
+    return merged
+
+
+def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what is saved; buffers, such as the frequencies of rotary positions, stay exact."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    had_progress_bar = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_progress_bar:
+            enable_progress_bar()
+
+
+def _load(source: _Source) -> LoadedRun:
+    cpu = torch.device("cpu")
+    if not source.is_run:
+        return load_checkpoint(ModelSettings(source.name, dtype="float32"), source.adapter, cpu)
+    # A base quantized on loading is the one of the training only if it is loaded as it was then.
+    is_quantized = _model_section(source).get("quantization", "none") != "none"
+    return load_run(source.name, source.base, device=cpu, dtype=None if is_quantized else "float32")
+
+
+def _compare(what: str, before: torch.Tensor, after: torch.Tensor, share: float) -> float:
+    """Return the largest difference; refuse one above `share` of the largest logit."""
+    difference = float((before - after).abs().max())
+    largest = float(before.abs().max())
+    if not difference <= share * max(1.0, largest):  # also when it is not a number
+        raise CheckpointError(
+            f"{what} changed the model: a logit moved by {difference:.3g}, where the largest is "
+            f"{largest:.3g}; nothing was written"
+        )
+    return difference
+
+
+def _model_section(source: _Source) -> Mapping[str, object]:
+    settings = cast(
+        "Mapping[str, Mapping[str, object]]", read_record(Path(source.name))["settings"]
+    )
+    return settings.get("model") or {}
+
+
+def _check_source(source: _Source) -> None:
+    if source.is_run and source.adapter:
+        found = "does not fit a run folder, which has an adapter of its own"
+        problem = Problem("command line", "--adapter", found, "leave it out")
+        raise ConfigError("these options can't be used", [problem])
+    if source.base and not source.is_run:
+        found = "is the base of a run folder, and this is a checkpoint"
+        problem = Problem("command line", "--base", found, "leave it out")
+        raise ConfigError("these options can't be used", [problem])
+    if source.adapter or (Path(source.name) / ADAPTER_FILE).is_file():
+        return
+    if load_config_of(ModelSettings(source.name)).model_type not in _EXPORTED:
+        todo = "it can be loaded as it is" if source.is_run else "add --adapter FOLDER"
+        problem = Problem(source.name, "", "it has no adapter", todo)
+        raise CheckpointError("there is nothing to merge", [problem])
+
+
+def _check_output(output: Path, source: _Source, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but an earlier merged model, or a source of this one."""
+    sources = [
+        Path(place).resolve() for place in (source.name, source.base, source.adapter) if place
+    ]
+    if any(place == output or output in place.parents for place in sources):
+        raise CheckpointError(f"{output} holds what is to be merged: give another --output")
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"{output} is a file: give another --output")
+    found = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if not found:
+        return
+    if not overwrite:
+        raise CheckpointError(f"{output} is not empty: give another --output, or add --overwrite")
+    foreign = [name for name in found if not _WRITTEN.fullmatch(name)]
+    if foreign or not is_merged_card(output / CARD_FILE):
+        held = f" (it holds {', '.join(foreign[:5])})" if foreign else ""
+        raise CheckpointError(
+            f"{output} was not written by `sft-kit merge`{held}, so --overwrite does not delete "
+            "it: give another --output"
+        )
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Give a hidden folder that takes the place of `output` when all went well."""
+    stage = output.with_name(f".{output.name}.staging-{os.getpid()}")
+    earlier = stage.with_suffix(f".earlier-{os.getpid()}")
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        if output.is_dir():
+            output.replace(earlier)
+        stage.replace(output)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"{output} can't be written: {reason}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)

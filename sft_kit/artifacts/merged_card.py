@@ -1,0 +1,59 @@
+"""The model card of a merged model: no folder of this machine in it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import sft_kit
+
+CARD_FILE = "README.md"
+_MARK = "Merged by sft_kit"
+
+
+def write_merged_card(
+    path: Path, title: str, info: Mapping[str, object], facts: Sequence[str]
+) -> None:
+    """Write the card.
+
+    Args:
+        path: The file.
+        title: Its heading.
+        info: As in `LoadedRun.info`: the record of a run, or how a checkpoint was loaded.
+        facts: What was measured, one sentence each.
+    """
+    settings = cast("Mapping[str, Mapping[str, object] | None]", info["settings"])
+    model = settings["model"] or {}
+    checkpoint = str(model.get("checkpoint") or model.get("architecture"))
+    is_folder = Path(checkpoint).exists()
+    base = Path(checkpoint).name if is_folder else checkpoint
+    origin = f"a run of the recipe `{info['recipe']}` on `{base}`" if "recipe" in info else base
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        *([] if is_folder else [f"base_model: {base}"]),
+        "tags:",
+        "- sft_kit",
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"{_MARK} {sft_kit.__version__} from {origin}. Plain transformers loads it:",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'folder = "path/to/this/folder"',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        "```",
+        "",
+        *(f"- {fact}" for fact in facts),
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def is_merged_card(path: Path) -> bool:
+    """Whether a file is a card that `write_merged_card` wrote."""
+    return path.is_file() and _MARK in path.read_text(encoding="utf-8", errors="replace")

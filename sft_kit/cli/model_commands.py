@@ -1,0 +1,246 @@
+"""Commands about a model: chat, generate, merge."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sft_kit.errors import ConfigError, DataError, Problem
+from sft_kit.settings import SampleSettings
+
+if TYPE_CHECKING:
+    from sft_kit.artifacts import LoadedRun, LoadOptions
+    from sft_kit.data.rows import Message
+
+CHAT_MAX_NEW_TOKENS = 256
+
+Quantization = Literal["none", "int8", "nf4"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder of a finished run, folder of a checkpoint, or Hub id.",
+        show_default=False,
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="The base checkpoint of a run, if it has moved since."),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="An adapter that PEFT saved for the checkpoint MODEL."),
+]
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option("--quantization", help="Storage of a checkpoint's linear layers."),
+]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Type of a checkpoint's weights.")
+]
+FastInt4 = Annotated[
+    bool,
+    typer.Option("--fast-int4", help="ChatGLM int4 on a CPU: faster, in bfloat16, more memory."),
+]
+System = Annotated[str, typer.Option(metavar="TEXT", help="System message.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy (the default); higher is more random.")
+]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens; 0 is off.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the likeliest tokens with this total probability.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draw.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest reply in tokens.")]
+
+
+def chat(
+    model: Model,
+    base: Base = None,
+    adapter: Adapter = None,
+    quantization: QuantizationOption = None,
+    dtype: DtypeOption = None,
+    fast_int4: FastInt4 = False,
+    system: System = "",
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+) -> None:
+    """Talk to a model; also with questions from a pipe, one per line."""
+    from rich.console import Console
+
+    from sft_kit.inference.chat import chat as start_chat
+
+    sampling = _sampling(
+        SampleSettings(max_new_tokens=CHAT_MAX_NEW_TOKENS),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
+    options = _options(base, adapter, quantization, dtype, fast_int4=fast_int4)
+    start_chat(Console(), _load(model, options), sampling, system)
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be repeated.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with one prompt per line.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: prompt, reply, stopped, num_tokens.")
+    ] = False,
+    base: Base = None,
+    adapter: Adapter = None,
+    quantization: QuantizationOption = None,
+    dtype: DtypeOption = None,
+    fast_int4: FastInt4 = False,
+    system: System = "",
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+) -> None:
+    """Answer prompts with a model."""
+    from sft_kit.inference.generate import generate as answer
+
+    questions = [_checked(text) for text in prompt or []] + _prompts_in(prompt_file)
+    if not questions:
+        raise ConfigError("there is nothing to answer: give --prompt TEXT or --prompt-file FILE")
+    sampling = _sampling(
+        SampleSettings(),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
+    run = _load(model, _options(base, adapter, quantization, dtype, fast_int4=fast_int4))
+    chats = [_messages(question, system) for question in questions]
+    replies = answer(run.model, run.tokenizer, run.template, chats, sampling)
+    if as_json:
+        rows = [
+            {
+                "prompt": question,
+                "reply": reply.text,
+                "stopped": reply.stopped,
+                "num_tokens": len(reply.ids),
+            }
+            for question, reply in zip(questions, replies, strict=True)
+        ]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        _print_replies(questions, [reply.text for reply in replies])
+
+
+def merge(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write.", show_default=False)
+    ],
+    dtype: Annotated[
+        StoredDtype, typer.Option(help="Type of the weights on disk; what it costs is printed.")
+    ] = "float32",
+    base: Base = None,
+    adapter: Adapter = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier merged model in DIR.")
+    ] = False,
+) -> None:
+    """Make adapter and base one model that plain transformers loads."""
+    from sft_kit.artifacts import merge_and_save
+
+    merged = merge_and_save(
+        model, output, dtype=dtype, base=base, adapter=adapter, overwrite=overwrite
+    )
+    for line in merged.lines():
+        typer.echo(line)
+    typer.echo(f"merged model: {merged.folder}")
+
+
+def _sampling(defaults: SampleSettings, **options: float | None) -> SampleSettings:
+    from sft_kit.inference.chat import change_sampling
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return change_sampling(defaults, given, "command line")
+
+
+def _options(
+    base: str | None,
+    adapter: Path | None,
+    quantization: Quantization | None,
+    dtype: Dtype | None,
+    *,
+    fast_int4: bool,
+) -> "LoadOptions":
+    from sft_kit.artifacts import LoadOptions
+
+    return LoadOptions(base, adapter, quantization, dtype, fast_int4)
+
+
+def _load(name: str, options: "LoadOptions") -> "LoadedRun":
+    from sft_kit.artifacts import load_named
+
+    loaded = load_named(name, options)
+    if loaded.template.name == "human-assistant" and "recipe" not in loaded.info:
+        typer.echo(
+            f"note: {name} has no chat template; prompts are written as human-assistant", err=True
+        )
+    return loaded
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise ConfigError("a prompt is empty: write something after --prompt")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = Problem("command line", "--prompt", f"found {text!r}, which is not UTF-8 text")
+        raise ConfigError("a prompt can't be read", [problem]) from error
+    return text
+
+
+def _prompts_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8 text: found byte 0x{error.object[error.start]:02x} at offset "
+            f"{error.start} (convert it: iconv -f ENCODING -t UTF-8)"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _messages(question: str, system: str) -> list["Message"]:
+    head: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": question}]
+
+
+def _print_replies(questions: Sequence[str], replies: Sequence[str]) -> None:
+    from sft_kit.inference.chat import harmless
+
+    for question, reply in zip(questions, replies, strict=True):
+        if len(questions) > 1:
+            typer.echo(f"> {question}")
+        shown = harmless(reply) if sys.stdout.isatty() else reply
+        typer.echo(f"{shown}\n" if len(questions) > 1 else shown)
+
+
+COMMANDS = (chat, generate, merge)

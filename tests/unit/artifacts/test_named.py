@@ -1,0 +1,137 @@
+"""What `sft-kit chat MODEL` takes: run folders, checkpoints, Hub ids; and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft_kit.artifacts import LoadOptions, load_named, load_run
+from sft_kit.artifacts.named import is_run_folder
+from sft_kit.errors import CheckpointError, ConfigError
+from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
+from sft_kit.models.merging import probe_logits
+
+
+def test_a_run_folder_loads_as_before(make_run, gpt2_checkpoint: Path):
+    folder = make_run(gpt2_checkpoint)
+    named = load_named(str(folder), LoadOptions())
+    run = load_run(str(folder))
+    assert torch.equal(probe_logits(named.model), probe_logits(run.model))
+    assert named.info["recipe"] == "sft_x_lora.py"
+    assert named.template == run.template
+
+
+def test_a_run_whose_base_has_moved_takes_its_new_place(make_run, gpt2_checkpoint: Path, tmp_path):
+    folder = make_run(gpt2_checkpoint)
+    expected = probe_logits(load_run(str(folder)).model)
+    moved = gpt2_checkpoint.rename(tmp_path / "moved")
+    found = load_named(str(folder), LoadOptions(base=str(moved))).model
+    assert torch.equal(probe_logits(found), expected)
+
+
+def test_a_checkpoint_loads_with_the_default_template(gpt2_checkpoint: Path, gpt2_model):
+    loaded = load_named(str(gpt2_checkpoint), LoadOptions())
+    assert loaded.template.name == "human-assistant"
+    assert not loaded.model.training
+    assert torch.equal(probe_logits(loaded.model), probe_logits(gpt2_model))
+    assert loaded.info["settings"]["model"]["checkpoint"] == str(gpt2_checkpoint)
+
+
+def test_a_checkpoint_keeps_a_chat_template_of_its_own(gpt2_checkpoint: Path):
+    text = "{% for m in messages %}[{{ m['content'] }}]{{ eos_token }}{% endfor %}"
+    (gpt2_checkpoint / "chat_template.jinja").write_text(text, encoding="utf-8")
+    loaded = load_named(str(gpt2_checkpoint), LoadOptions())
+    assert (loaded.template.name, loaded.template.source) == ("tokenizer", text)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_checkpoint_is_quantized_when_asked(gpt2_checkpoint: Path, quantization: str):
+    model = load_named(str(gpt2_checkpoint), LoadOptions(quantization=quantization)).model
+    config = model.config.quantization_config
+    assert {"int8": config.load_in_8bit, "nf4": config.load_in_4bit}[quantization]
+
+
+def test_a_checkpoint_has_the_type_that_was_asked_for(gpt2_checkpoint: Path):
+    for dtype, expected in {"bfloat16": torch.bfloat16, "auto": torch.float32}.items():
+        model = load_named(str(gpt2_checkpoint), LoadOptions(dtype=dtype)).model
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_a_checkpoint_takes_an_adapter_that_no_run_has_saved(
+    make_run, gpt2_checkpoint: Path, tmp_path
+):
+    run = make_run(gpt2_checkpoint)
+    expected = probe_logits(load_run(str(run)).model)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / name, adapter)
+    loaded = load_named(str(gpt2_checkpoint), LoadOptions(adapter=adapter))
+    assert torch.equal(probe_logits(loaded.model), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (LoadOptions(adapter=Path("x")), "--adapter"),
+        (LoadOptions(quantization="nf4"), "--quantization"),
+        (LoadOptions(dtype="float16"), "--dtype"),
+    ],
+)
+def test_options_of_a_checkpoint_are_refused_for_a_run(
+    make_run, gpt2_checkpoint: Path, options: LoadOptions, name: str
+):
+    folder = make_run(gpt2_checkpoint)
+    with pytest.raises(ConfigError, match=f"command line: {name}: does not fit a run folder"):
+        load_named(str(folder), options)
+
+
+def test_the_base_of_a_run_is_refused_for_a_checkpoint(gpt2_checkpoint: Path):
+    with pytest.raises(ConfigError, match="--base: is the base of a run folder"):
+        load_named(str(gpt2_checkpoint), LoadOptions(base="x"))
+
+
+def test_the_fast_kernel_refuses_what_it_can_not_compute(gpt2_checkpoint: Path):
+    options = LoadOptions(fast_int4=True, dtype="float32", quantization="nf4")
+    with pytest.raises(ConfigError) as caught:
+        load_named(str(gpt2_checkpoint), options)
+    assert [problem.key for problem in caught.value.problems] == ["--dtype", "--quantization"]
+
+
+def test_a_place_that_is_neither_run_nor_checkpoint_names_both(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"has no run\.yaml.*train\.output_dir"):
+        is_run_folder(str(tmp_path))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        is_run_folder(str(tmp_path / "a" / "b"))
+    with pytest.raises(CheckpointError, match=r"run folder .*, a checkpoint folder or a Hub id"):
+        is_run_folder("somebody/something")
+
+
+def test_an_adapter_alone_asks_for_its_base(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="give its base checkpoint, and --adapter"):
+        is_run_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "run"])
+def test_the_fast_kernel_computes_packed_int4_in_bfloat16(
+    make_run, chatglm_fixtures: Path, kind: str
+):
+    folder = chatglm_fixtures / "chatglm2_tiny_int4"
+    name = str(folder if kind == "checkpoint" else make_run(folder))
+    fast = load_named(name, LoadOptions(fast_int4=True)).model
+    exact = probe_logits(load_named(name, LoadOptions()).model)
+    layers = [module for module in fast.modules() if isinstance(module, RowwiseQuantLinear)]
+    assert len(layers) == 12
+    assert all(layer.no_grad_product is not None for layer in layers)
+    assert fast.dtype == torch.bfloat16
+    slow = load_run(name, dtype="bfloat16") if kind == "run" else None
+    slow = slow or load_named(name, LoadOptions(dtype="bfloat16"))
+    error, usual = ((probe_logits(model) - exact).abs() for model in (fast, slow.model))
+    assert 0 < error.mean() < 2 * usual.mean()
+
+
+def test_the_fast_kernel_is_refused_where_no_int4_is_packed(gpt2_checkpoint: Path):
+    with pytest.raises(CheckpointError, match="fast int4 kernel can't be used"):
+        load_named(str(gpt2_checkpoint), LoadOptions(fast_int4=True))
