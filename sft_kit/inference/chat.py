@@ -19,6 +19,7 @@ from sft_kit.data.rows import Message
 from sft_kit.data.templates import Template, encode_prompt
 from sft_kit.errors import ConfigError, DataError, Problem, SftKitError
 from sft_kit.inference.generate import stream
+from sft_kit.inference.kept_cache import KeptCache
 from sft_kit.models.base import context_length
 from sft_kit.settings import SampleSettings
 
@@ -52,18 +53,25 @@ class Dialogue:
         system: System message; empty for none.
         is_terminal: A person is typing: explain, and go on after a mistake.
         turns: Questions and answers, alternating.
+        kept: What the model has already read of it.
     """
 
     sampling: SampleSettings
     system: str
     is_terminal: bool
     turns: list[Message] = field(default_factory=list)
+    kept: KeptCache = field(default_factory=KeptCache)
 
     @property
     def messages(self) -> list[Message]:
         """The system message, if any, and all turns."""
         head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return head + self.turns
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.turns.clear()
+        self.kept.clear()
 
 
 def chat(console: Console, run: Trained, sampling: SampleSettings, system: str = "") -> None:
@@ -169,7 +177,13 @@ def _answer(console: Console, run: Trained, dialogue: Dialogue, question: str) -
             note = f"the context is full: {num_dropped} earlier messages were forgotten"
             _note(console, dialogue, note)
         reply = stream(
-            run.model, run.tokenizer, run.template, dialogue.messages, dialogue.sampling, show
+            run.model,
+            run.tokenizer,
+            run.template,
+            dialogue.messages,
+            dialogue.sampling,
+            show,
+            dialogue.kept,
         )
         if not reply.stopped:
             comment = f"(cut after {len(reply.ids)} tokens; see /set max_new_tokens)"
@@ -218,13 +232,13 @@ def _obey(console: Console, dialogue: Dialogue, line: str) -> bool:
 
 
 def _reset(console: Console, dialogue: Dialogue, _: str) -> None:
-    dialogue.turns.clear()
+    dialogue.forget()
     _note(console, dialogue, "a new chat")
 
 
 def _system(console: Console, dialogue: Dialogue, text: str) -> None:
     dialogue.system = text
-    dialogue.turns.clear()
+    dialogue.forget()
     _note(console, dialogue, "a new chat" + ("" if text else " without system message"))
 
 

@@ -2,38 +2,31 @@
 
 A reply depends on the model, its own prompt and the sampling settings only: not on the other
 prompts of the batch, not on torch's global random state (which is neither read nor moved) and not
-on the generation settings that a checkpoint brings along.
+on the generation settings that a checkpoint brings along, but for the end tokens it names.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from sft_kit.data.rows import Message
 from sft_kit.data.templates import Template, encode_prompt
-from sft_kit.errors import CheckpointError, DataError, Problem
+from sft_kit.errors import DataError, Problem
+from sft_kit.inference.drawing import draw_processors
+from sft_kit.inference.kept_cache import KeptCache
+from sft_kit.inference.text_pieces import TextPieces, decode_reply, until_stop
 from sft_kit.models.base import context_length
 from sft_kit.settings import SampleSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# Dividing by less overflows float32; long before that, only the likeliest token can be drawn.
-_COLDEST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +36,7 @@ class Reply:
     Attributes:
         text: The reply without special tokens and surrounding whitespace.
         ids: Its token ids, without the stop token.
-        stopped: The model ended the reply itself, with the stop token; else it was cut.
+        stopped: The model ended the reply itself, with a stop token; else it was cut.
     """
 
     text: str
@@ -74,18 +67,14 @@ def generate(
     """
     encoded = [encode_prompt(tokenizer, template, messages) for messages in prompts]
     rooms = _reply_rooms(model, [len(ids) for ids in encoded], sampling.max_new_tokens)
+    stop_token_ids = stop_ids(model, template)
     replies: dict[int, Reply] = {}
     with _answering(model):
         for batch in _batches(rooms, [len(ids) for ids in encoded], batch_size):
-            completions = _complete(
-                model,
-                [encoded[index] for index in batch],
-                rooms[batch[0]],
-                template.stop_token_id,
-                sampling,
-            )
+            chosen = [encoded[index] for index in batch]
+            completions = _complete(model, chosen, rooms[batch[0]], stop_token_ids, sampling)
             for index, ids in zip(batch, completions, strict=True):
-                replies[index] = _reply(tokenizer, template, ids)
+                replies[index] = _reply(tokenizer, ids, stop_token_ids)
     return [replies[index] for index in range(len(prompts))]
 
 
@@ -96,6 +85,7 @@ def stream(
     messages: Sequence[Message],
     sampling: SampleSettings,
     on_text: Callable[[str], None],
+    kept: KeptCache | None = None,
 ) -> Reply:
     """Answer one prompt, handing over the text as it comes.
 
@@ -109,88 +99,91 @@ def stream(
         messages: Chat whose last message waits for an answer.
         sampling: How to draw; a reply also ends where the model's context ends.
         on_text: Called with each new piece, never half a character; together they are the text.
+        kept: States of this chat's earlier turns, which are not computed again; gets those of this
+            turn, also when it is interrupted.
 
     Raises:
         DataError: A prompt that is empty or leaves no room for a reply.
     """
     ids = encode_prompt(tokenizer, template, messages)
     (room,) = _reply_rooms(model, [len(ids)], sampling.max_new_tokens)
-    pieces = _TextPieces(tokenizer, template.stop_token_id, on_text)
-    with _answering(model):
-        (completion,) = _complete(model, [ids], room, template.stop_token_id, sampling, pieces)
-    reply = _reply(tokenizer, template, completion)
+    stop_token_ids = stop_ids(model, template)
+    pieces = TextPieces(tokenizer, stop_token_ids, on_text)
+    completion = continue_ids(model, ids, room, stop_token_ids, sampling, kept, pieces.take)
+    reply = _reply(tokenizer, completion, stop_token_ids)
     pieces.finish(reply.text)
     return reply
 
 
-class _Draw(LogitsProcessor):
-    """Draws every row's next token with the row's own generator, and leaves only it possible.
+def continue_ids(
+    model: "PreTrainedModel | PeftModel",
+    ids: Sequence[int],
+    num_tokens: int,
+    stop_token_ids: Sequence[int],
+    sampling: SampleSettings,
+    kept: KeptCache | None = None,
+    on_ids: Callable[[list[int]], None] | None = None,
+) -> list[int]:
+    """Continue one list of token ids.
 
-    `generate(do_sample=True)` would draw from torch's global generator: training that shows samples
-    would continue differently, and a reply would depend on its neighbours in the batch.
+    `[*kept.ids, *more]` goes on exactly where the last call stopped, whatever ids a tokenizer would
+    make of the text.
+
+    Args:
+        model: Causal language model; its training mode is put back afterwards.
+        ids: P token ids to continue, at least one.
+        num_tokens: Most new tokens.
+        stop_token_ids: Tokens that end the continuation, at least one.
+        sampling: How to draw; its `max_new_tokens` takes no part.
+        kept: States of ids that `ids` may begin with; gets those of this call.
+        on_ids: Called after every new token with all new ids so far.
+
+    Returns:
+        The new ids; a stop token that ended them is the last.
     """
-
-    def __init__(self, seed: int, num_rows: int, device: torch.device) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for _ in range(num_rows)]
-
-    def __call__(self, _: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Turn scores (B, V) into 0 for the token drawn and -inf for all others."""
-        rows = zip(scores.softmax(dim=-1), self.generators, strict=True)
-        drawn = torch.stack([torch.multinomial(row, 1, generator=source) for row, source in rows])
-        only = torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)
-        return cast("torch.FloatTensor", only)
+    recorder = _Recorder(on_ids)
+    lent: AbstractContextManager[DynamicCache | None] = (
+        nullcontext() if kept is None else kept.lent(model, ids, recorder.ids)
+    )
+    with _answering(model), lent as cache:
+        _complete(model, [list(ids)], num_tokens, stop_token_ids, sampling, recorder, cache)
+    return recorder.ids
 
 
-class _RefuseNaN(LogitsProcessor):
-    """Ends the generation of a broken model, whose likeliest token would silently be token 0."""
+def stop_ids(model: "PreTrainedModel | PeftModel", template: Template) -> tuple[int, ...]:
+    """Return the ids of all tokens that end a reply, the template's first.
 
-    def __call__(self, _: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return scores (B, V) unchanged."""
-        if torch.isnan(scores).any():
-            raise CheckpointError(
-                "the model's scores are not numbers (NaN): its weights are broken, or its training "
-                "has diverged; train again with a lower train.learning_rate"
-            )
-        return scores
+    A checkpoint may end its replies with more tokens than its template shows: `<|eot_id|>` and
+    `<|eom_id|>` of Llama 3, `<|observation|>` of ChatGLM3.
+
+    Args:
+        model: Model whose `generation_config.eos_token_id` names the checkpoint's own end tokens.
+        template: The run's template.
+    """
+    named = getattr(_base(model).generation_config, "eos_token_id", None)
+    own = [named] if isinstance(named, int) else list(named or [])
+    return tuple(dict.fromkeys([*template.stop_token_ids, *own]))
 
 
-class _TextPieces(BaseStreamer):
-    """Turns the token ids of one reply into pieces of text that need no correction later."""
+class _Recorder(BaseStreamer):
+    """Keeps the new ids of one continuation as they come, so that an interruption loses none."""
 
-    def __init__(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        stop_token_id: int,
-        on_text: Callable[[str], None],
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.stop_token_id = stop_token_id
-        self.on_text = on_text
-        self.ids: list[int] | None = None
-        self.num_shown = 0
+    def __init__(self, on_ids: Callable[[list[int]], None] | None) -> None:
+        self.ids: list[int] = []
+        self.on_ids = on_ids
+        self.knows_prompt = False
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt (the first call) or new token ids."""
-        if self.ids is None:
-            self.ids = []
+        if not self.knows_prompt:
+            self.knows_prompt = True
             return
         self.ids.extend(value.flatten().tolist())
-        text = _decode(self.tokenizer, _until_stop(self.ids, self.stop_token_id))
-        # A character of several tokens decodes to U+FFFD until its last token is there.
-        self._show(text.rstrip("\ufffd").rstrip())
+        if self.on_ids is not None:
+            self.on_ids(self.ids)
 
     def end(self) -> None:
-        """Do nothing: `finish` shows the rest."""
-
-    def finish(self, text: str) -> None:
-        """Show what is missing to the whole text."""
-        self._show(text)
-
-    def _show(self, text: str) -> None:
-        if len(text) > self.num_shown:
-            piece = text[self.num_shown :]
-            self.num_shown = len(text)
-            self.on_text(piece)
+        """Do nothing: nothing was held back."""
 
 
 def _reply_rooms(
@@ -229,14 +222,16 @@ def _complete(
     model: "PreTrainedModel | PeftModel",
     prompts: Sequence[list[int]],
     num_tokens: int,
-    stop_token_id: int,
+    stop_token_ids: Sequence[int],
     sampling: SampleSettings,
     streamer: BaseStreamer | None = None,
+    cache: DynamicCache | None = None,
 ) -> list[list[int]]:
     """Continue B prompts by at most `num_tokens`; left padding ends them all in one column."""
     width = max(len(ids) for ids in prompts)
     # Any id can pad: padding is masked, and `generate` counts positions from the mask.
-    padded = [[stop_token_id] * (width - len(ids)) + ids for ids in prompts]
+    pad_token_id = stop_token_ids[0]
+    padded = [[pad_token_id] * (width - len(ids)) + ids for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
     output = cast("Any", model).generate(
         input_ids=torch.tensor(padded, device=model.device),
@@ -245,32 +240,18 @@ def _complete(
             max_new_tokens=num_tokens,
             do_sample=False,
             use_cache=True,
-            eos_token_id=stop_token_id,
-            pad_token_id=stop_token_id,
+            eos_token_id=list(stop_token_ids),
+            pad_token_id=pad_token_id,
         ),
-        logits_processor=_processors(sampling, len(prompts), model.device),
+        logits_processor=draw_processors(sampling, len(prompts), model.device),
         streamer=streamer,
+        **({} if cache is None else {"past_key_values": cache}),
     )
     return cast("list[list[int]]", output[:, width:].tolist())
 
 
-def _generation_config(**values: int | bool) -> GenerationConfig:
+def _generation_config(**values: int | list[int]) -> GenerationConfig:
     return cast("GenerationConfig", cast("Any", GenerationConfig)(**values))
-
-
-def _processors(
-    sampling: SampleSettings, num_rows: int, device: torch.device
-) -> LogitsProcessorList:
-    processors = LogitsProcessorList([_RefuseNaN()])
-    if sampling.temperature == 0:
-        return processors
-    processors.append(TemperatureLogitsWarper(max(sampling.temperature, _COLDEST)))
-    if sampling.top_k:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    processors.append(_Draw(sampling.seed, num_rows, device))
-    return processors
 
 
 @contextmanager
@@ -280,28 +261,33 @@ def _answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     `generate` fills whatever its settings leave open from `model.generation_config`: a repetition
     penalty shipped with a checkpoint would take part unseen.
     """
-    base = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     shipped = base.generation_config
+    pad_token_id = getattr(base.config, "pad_token_id", None)
     modes = [(module, module.training) for module in model.modules()]
     base.generation_config = _generation_config()
+    if pad_token_id is not None:
+        # `generate` drops a mask of ones. GPT-2 then warns of padding where the ids it reads begin
+        # with the pad token; with kept states that is the stop token of the last reply.
+        base.config.pad_token_id = None
     model.eval()
     try:
         yield
     finally:
         base.generation_config = shipped
+        if pad_token_id is not None:
+            base.config.pad_token_id = pad_token_id
         for module, mode in modes:
             module.training = mode
 
 
-def _reply(tokenizer: "PreTrainedTokenizerBase", template: Template, ids: Sequence[int]) -> Reply:
-    kept = _until_stop(ids, template.stop_token_id)
-    return Reply(_decode(tokenizer, kept), kept, stopped=len(kept) < len(ids))
+def _base(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    base = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
+    return cast("PreTrainedModel", base)
 
 
-def _until_stop(ids: Sequence[int], stop_token_id: int) -> list[int]:
-    return list(ids[: ids.index(stop_token_id)] if stop_token_id in ids else ids)
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return cast("str", text).strip()
+def _reply(
+    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], stop_token_ids: Sequence[int]
+) -> Reply:
+    kept = until_stop(ids, stop_token_ids)
+    return Reply(decode_reply(tokenizer, kept), kept, stopped=len(kept) < len(ids))

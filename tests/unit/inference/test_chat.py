@@ -1,14 +1,19 @@
 """The chat loop, typed into and piped into."""
 
+import functools
 import io
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft_kit.data.templates import encode_prompt
+import sft_kit.models.chatglm  # noqa: F401  (registers ChatGLM with transformers)
+from sft_kit.data.templates import Template, choose_template, encode_prompt
 from sft_kit.errors import ConfigError, DataError
 from sft_kit.inference import chat as chat_module
 from sft_kit.inference.chat import change_sampling, chat
@@ -16,6 +21,15 @@ from sft_kit.inference.generate import generate
 from sft_kit.settings import SampleSettings
 
 SHORT = SampleSettings(max_new_tokens=6)
+
+
+@dataclass
+class Run:
+    """Stands in for a loaded run."""
+
+    model: object
+    tokenizer: object
+    template: Template
 
 
 class FakeTerminal(io.StringIO):
@@ -132,9 +146,9 @@ def test_ctrl_c_stops_a_reply_and_the_chat_goes_on_with_what_was_said(run, scrip
             raise KeyboardInterrupt
         write(console, text)
 
-    def remember(model, tokenizer, template, messages, sampling, on_text):
+    def remember(model, tokenizer, template, messages, *rest):
         asked.append([dict(message) for message in messages])
-        return original(model, tokenizer, template, messages, sampling, on_text)
+        return original(model, tokenizer, template, messages, *rest)
 
     original = chat_module.stream
     monkeypatch.setattr(chat_module, "stream", remember)
@@ -163,9 +177,9 @@ def test_a_full_context_forgets_the_oldest_turns_and_says_so(run, monkeypatch):
     asked, said = [], []
     original = chat_module.stream
 
-    def remember(model, tokenizer, template, messages, sampling, on_text):
+    def remember(model, tokenizer, template, messages, *rest):
         asked.append([dict(message) for message in messages])
-        reply = original(model, tokenizer, template, messages, sampling, on_text)
+        reply = original(model, tokenizer, template, messages, *rest)
         said.append({"role": "assistant", "content": reply.text})
         return reply
 
@@ -192,6 +206,110 @@ def test_a_full_context_forgets_the_oldest_turns_and_says_so(run, monkeypatch):
     assert num_forgotten[-1] > 0
 
 
+def common_length(first, second):
+    return next(n for n in range(len(second)) if first[n : n + 1] != second[n : n + 1])
+
+
+def count_reads(run, monkeypatch, lines, **options):
+    """Return how many tokens each forward pass of a chat reads."""
+    counts, forward = [], run.model.forward
+
+    def counted(input_ids=None, **rest):
+        counts.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.model, "forward", functools.wraps(forward)(counted))
+        talk(run, monkeypatch, lines, **options)
+    return counts
+
+
+def test_a_second_question_reads_only_what_the_chat_has_not_read_yet(run, monkeypatch):
+    first = [{"role": "user", "content": "what does a cow eat"}]
+    (reply,) = generate(run.model, run.tokenizer, run.template, [first], SHORT)
+    second = [
+        *first, {"role": "assistant", "content": reply.text}, {"role": "user", "content": "hot"}
+    ]  # fmt: skip
+    first_ids = encode_prompt(run.tokenizer, run.template, first)
+    second_ids = encode_prompt(run.tokenizer, run.template, second)
+    num_known = common_length([*first_ids, *reply.ids[:-1]], second_ids)
+    counts = count_reads(run, monkeypatch, ["what does a cow eat", "hot"])
+    assert [count for count in counts if count > 1] == [len(first_ids), len(second_ids) - num_known]
+    assert num_known >= len(first_ids)
+
+
+@pytest.mark.parametrize("command", ["/reset", "/system", "/system be brief"])
+def test_a_new_chat_keeps_nothing_of_the_old_one(run, monkeypatch, command):
+    counts = count_reads(run, monkeypatch, ["hot sea", command, "hot sea"])
+    whole = [count for count in counts if count > 1]
+    assert len(whole) == 2
+    if command != "/system be brief":
+        assert whole[0] == whole[1]
+    assert whole[1] >= whole[0]
+
+
+LINES = (
+    "hot",
+    "what does a cow eat",
+    "奶牛吃什么",
+    "the sea is wide and blue",
+    "hot " * 90,
+    "/reset",
+    "/system",
+    "/system be brief",
+    "/set temperature=1.2",
+    "/set temperature=0",
+    "/set max_new_tokens=9",
+    "/set max_new_tokens=40 seed=3",
+)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    lines=st.lists(st.sampled_from(LINES), min_size=3, max_size=9),
+    interrupted_by=st.sampled_from(["\0", "t", "e", "o"]),
+)
+def test_any_chat_is_what_it_is_when_nothing_is_kept(run, monkeypatch, lines, interrupted_by):
+    run.model.double()  # what rounds differently can't change a reply then
+    original_stream, original_write = chat_module.stream, chat_module._write
+
+    def forgetful(*arguments):
+        return original_stream(*arguments[:6])
+
+    def interrupt(console, text):
+        if interrupted_by in text:
+            raise KeyboardInterrupt
+        original_write(console, text)
+
+    monkeypatch.setattr(chat_module, "_write", interrupt)
+    with_kept = talk(run, monkeypatch, lines, typed=True)
+    monkeypatch.setattr(chat_module, "stream", forgetful)
+    without = talk(run, monkeypatch, lines, typed=True)
+    monkeypatch.undo()
+    assert with_kept == without
+
+
+@pytest.mark.parametrize("name", ["chatglm2_tiny_int4", "chatglm3_tiny_fp16"])
+def test_a_chat_with_chatglm_is_what_it_is_when_nothing_is_kept(
+    chatglm_fixtures, monkeypatch, name
+):
+    model = AutoModelForCausalLM.from_pretrained(chatglm_fixtures / name, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(chatglm_fixtures / name)
+    run = Run(model, tokenizer, choose_template(tokenizer, "auto"))
+    lines = ["你好", "Hello, how are you?", "/set temperature=0.9", "请写一首诗"]
+    sampling = SampleSettings(max_new_tokens=20)
+    counts = count_reads(run, monkeypatch, lines, sampling=sampling)
+    with_kept = talk(run, monkeypatch, lines, sampling)
+    original = chat_module.stream
+    monkeypatch.setattr(chat_module, "stream", lambda *arguments: original(*arguments[:6]))
+    assert talk(run, monkeypatch, lines, sampling) == with_kept
+    all_counts = count_reads(run, monkeypatch, lines, sampling=sampling)
+    assert len(counts) == len(all_counts)
+    assert sum(counts) < sum(all_counts)
+
+
 def test_a_reply_that_was_cut_says_how_to_get_more(run, monkeypatch):
     output = talk(run, monkeypatch, ["hot"], typed=True)
     assert "(cut after 6 tokens; see /set max_new_tokens)" in output
@@ -201,9 +319,9 @@ def test_an_empty_reply_is_not_remembered(run, scripted, monkeypatch):
     scripted([], 0)
     asked, original = [], chat_module.stream
 
-    def remember(model, tokenizer, template, messages, sampling, on_text):
+    def remember(model, tokenizer, template, messages, *rest):
         asked.append(len(messages))
-        return original(model, tokenizer, template, messages, sampling, on_text)
+        return original(model, tokenizer, template, messages, *rest)
 
     monkeypatch.setattr(chat_module, "stream", remember)
     output = talk(run, monkeypatch, ["hot", "sea"], typed=True)

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from sft_kit.data.templates import Template, encode_prompt
 from sft_kit.errors import CheckpointError, DataError
-from sft_kit.inference.generate import generate, stream
+from sft_kit.inference.generate import generate, stop_ids, stream
 from sft_kit.settings import SampleSettings
 
 WORDS = [
@@ -253,6 +253,52 @@ def test_a_reply_ends_before_the_stop_token_of_the_template(run):
     (cut,) = generate(run.model, run.tokenizer, template, [prompt], limit)
     assert cut.ids == reply.ids
     assert not cut.stopped
+
+
+def test_a_reply_ends_at_any_stop_token_of_the_template(run):
+    prompts = make_prompts(6, seed=4)
+    encoded = [encode_prompt(run.tokenizer, run.template, prompt) for prompt in prompts]
+    unstopped = [continue_greedily(run.model, ids, 20, -1)[0] for ids in encoded]
+    last, earlier = unstopped[0][9], unstopped[0][4]
+    template = dataclasses.replace(
+        run.template,
+        stop_token="last", stop_token_id=last, turn_stop_token="turn", turn_stop_token_id=earlier,
+    )  # fmt: skip
+    run.model.generation_config.eos_token_id = None
+    replies = generate(
+        run.model, run.tokenizer, template, prompts, SampleSettings(max_new_tokens=20)
+    )
+    ends = []
+    for ids, reply in zip(unstopped, replies, strict=True):
+        positions = [ids.index(stop) for stop in (last, earlier) if stop in ids]
+        ends.append(min(positions, default=None))
+        assert reply.ids == (ids if ends[-1] is None else ids[: ends[-1]])
+        assert reply.stopped == (ends[-1] is not None)
+    assert ends[0] <= 4
+    assert len(set(ends)) > 1
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_reply_also_ends_at_the_end_tokens_that_the_checkpoint_names(run, as_list):
+    prompt = ask("boats")
+    ids = encode_prompt(run.tokenizer, run.template, prompt)
+    unstopped, _ = continue_greedily(run.model, ids, 20, -1)
+    named = unstopped[6]
+    run.model.generation_config.eos_token_id = [399, named] if as_list else named
+    sampling, pieces = SampleSettings(max_new_tokens=20), []
+    (reply,) = generate(run.model, run.tokenizer, run.template, [prompt], sampling)
+    assert reply.ids == unstopped[: unstopped.index(named)]
+    assert reply.stopped
+    assert stop_ids(run.model, run.template)[0] == run.template.stop_token_id
+    assert set(stop_ids(run.model, run.template)) == {
+        run.template.stop_token_id, named, *([399] if as_list else []),
+    }  # fmt: skip
+    num_steps = []
+    run.model.register_forward_pre_hook(lambda *_: num_steps.append(1))
+    streamed = stream(run.model, run.tokenizer, run.template, prompt, sampling, pieces.append)
+    assert streamed == reply
+    assert "".join(pieces) == reply.text
+    assert len(num_steps) == len(reply.ids) + 1
 
 
 def test_a_reply_ends_where_the_context_ends_and_others_in_the_batch_go_on(run):
