@@ -56,11 +56,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 {% if quantization %}
 from transformers import BitsAndBytesConfig
 {% endif %}
+{% if is_chatglm %}
+import sft_kit.models.chatglm  # makes the Auto classes know ChatGLM
+{% endif %}
 
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 {% if adapter %}
-base = AutoModelForCausalLM.from_pretrained("{{ base }}"{{ quantization }})
+base = AutoModelForCausalLM.from_pretrained("{{ base }}"{{ options }}{{ quantization }})
 model = PeftModel.from_pretrained(base, folder)
 {% else %}
 model = AutoModelForCausalLM.from_pretrained(folder)
@@ -68,12 +71,13 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 {% if stop_token %}
 messages = [{"role": "user", "content": "Hello!"}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-reply = model.generate(**prompt, eos_token_id={{ stop_token_id }}, max_new_tokens=64)
+reply = model.generate(**prompt, eos_token_id={{ stop_token_ids }}, max_new_tokens=64)
 {% endif %}
 ```
 
 {% if stop_token %}
-Or `sft-kit chat FOLDER`. Answers end with the token `{{ stop_token }}`.
+Or `sft-kit chat FOLDER`. Answers end with the token `{{ stop_token }}`
+{%- if turn_stop_token %} or `{{ turn_stop_token }}`{% endif %}.
 {% endif %}
 
 ## Limits
@@ -110,6 +114,7 @@ def write_card(
     checkpoint = str(model.get("checkpoint") or model.get("architecture"))
     data = cast("Mapping[str, object]", record["data"])
     template = cast("Mapping[str, object]", record.get("template") or {})
+    base = cast("Mapping[str, object]", record.get("base") or {})
     is_folder = Path(checkpoint).exists()
     card = _CARD.render(
         title=title,
@@ -121,12 +126,15 @@ def write_card(
         base_is_on_hub="checkpoint" in model and not is_folder,
         recipe=record["recipe"],
         quantization=_quantization(model),
+        options="".join(f", {name}={value!r}" for name, value in _config_of(model).items()),
+        is_chatglm="chatglm" in (base.get("model_type"), model.get("architecture")),
         version=sft_kit.__version__,
         facts=_facts(settings, data),
         metrics={name: _figure(value) for name, value in metrics.items()},
         curves=curves,
         stop_token=template.get("stop_token"),
-        stop_token_id=template.get("stop_token_id"),
+        turn_stop_token=template.get("turn_stop_token"),
+        stop_token_ids=_stop_ids(template),
         rows=data["num_train_rows"],
     )
     path.write_text(card, encoding="utf-8")
@@ -168,6 +176,18 @@ def _quantization(model: Mapping[str, object]) -> str:
     }
     found = options.get(str(model.get("quantization")))
     return f", quantization_config=BitsAndBytesConfig({found})" if found else ""
+
+
+def _config_of(model: Mapping[str, object]) -> Mapping[str, object]:
+    """Fields of the base's config that were replaced on loading."""
+    replaced = model.get("config") if "checkpoint" in model else None
+    return cast("Mapping[str, object]", replaced or {})
+
+
+def _stop_ids(template: Mapping[str, object]) -> object:
+    """Ids of the tokens that end an answer: one, or a list of two."""
+    first, second = template.get("stop_token_id"), template.get("turn_stop_token_id")
+    return first if second is None else [first, second]
 
 
 def _figure(value: object) -> str:

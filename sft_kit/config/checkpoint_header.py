@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from sft_kit.config.layer_names import chatglm_layer_names
@@ -23,7 +24,8 @@ def module_names(folder: Path) -> list[str]:
     """
     num_layers = _num_chatglm_layers(folder)
     if num_layers:
-        return chatglm_layer_names(num_layers)
+        layers = chatglm_layer_names(num_layers)
+        return sorted({*layers, *chain.from_iterable(layers.values())})
     names: set[str] = set()
     for file in _weight_files(folder):
         header = read_header(file)
@@ -47,6 +49,11 @@ def stored_quantization(folder: Path) -> str:
         return f"int{bits}"
     section = config.get("quantization_config")
     return str(section.get("quant_method", "quantized")) if isinstance(section, dict) else ""
+
+
+def model_type(folder: Path) -> str:
+    """The architecture that a checkpoint's config.json names; empty when there is none."""
+    return str(_read_config(folder).get("model_type", ""))
 
 
 def _num_chatglm_layers(folder: Path) -> int:

@@ -7,6 +7,7 @@ from zipfile import BadZipFile, ZipFile
 
 from transformers.utils.hub import cached_file
 
+from sft_kit.config.checkpoint_header import model_type
 from sft_kit.errors import CheckpointError
 from sft_kit.settings import ModelSettings
 
@@ -84,11 +85,12 @@ def _hash_archive(path: Path, digest: "hashlib._Hash") -> None:
 
 
 def describe_base(settings: ModelSettings) -> dict[str, object]:
-    """Say which weights a run starts from: name, folder on this machine, fingerprint."""
+    """Say which weights a run starts from: name, architecture, folder here, fingerprint."""
     folder = checkpoint_folder(settings.checkpoint, settings.revision)
     assert folder is not None, "the checkpoint has been loaded before"
     return {
         "name": settings.checkpoint,
+        "model_type": model_type(folder),
         "folder": str(folder.resolve()),
         "fingerprint": fingerprint(folder),
     }

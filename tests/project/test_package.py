@@ -19,7 +19,7 @@ import sft_kit
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
 YAMLS = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-NUM_RECIPES = 3
+NUM_RECIPES = 4
 
 
 def run_python(*arguments: str, folder: Path = REPOSITORY) -> str:
@@ -116,11 +116,11 @@ def test_every_pin_satisfies_the_declared_range() -> None:
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
 
 
-def test_every_recipe_is_a_pair_with_a_three_part_name() -> None:
+def test_every_recipe_is_a_pair_named_stage_model_method() -> None:
     assert len(RECIPES) == NUM_RECIPES
     assert [path.stem for path in RECIPES] == [path.stem for path in YAMLS]
     for path in RECIPES:
-        assert re.fullmatch(r"[a-z]+_[a-z0-9]+_[a-z0-9]+", path.stem), path
+        assert re.fullmatch(r"[a-z]+(_[a-z0-9]+){2,3}", path.stem), path
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -73,10 +73,12 @@ def test_the_recipe_leaves_exactly_its_files(packed_run: Path):
 
 def test_the_adapter_is_plain_peft_under_todays_names(packed_run: Path):
     config = json.loads((packed_run / "adapter_config.json").read_text())
-    assert sorted(config["target_modules"]) == ["k_proj", "q_proj", "v_proj"]
+    assert sorted(config["target_modules"]) == [
+        *("down_proj", "gate_up_proj", "k_proj", "o_proj", "q_proj", "v_proj"),
+    ]
     tensors = load_file(packed_run / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    assert len(tensors) == 2 * 3 * 2  # layers, projections, matrices
+    assert len(tensors) == 2 * 6 * 2  # layers, projections, matrices
 
 
 def test_the_weights_stay_packed_while_training(settings: Words, tmp_path: Path):
@@ -101,6 +103,21 @@ def test_plain_transformers_and_peft_give_the_logits_of_the_run(
         assert not torch.equal(plain(IDS).logits, loaded.model(IDS).logits)
     tokenizer = AutoTokenizer.from_pretrained(packed_run)
     assert tokenizer.chat_template == loaded.template.source
+
+
+def test_the_code_of_the_card_gives_the_logits_of_the_run(packed_run: Path, chatglm_fixtures: Path):
+    text = (packed_run / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    assert "import sft_kit.models.chatglm" in code
+    code = code.replace("path/to/this/folder", str(packed_run))
+    code = code.replace('"chatglm2_tiny_int4"', repr(str(chatglm_fixtures / "chatglm2_tiny_int4")))
+    names: dict[str, object] = {}
+    exec(code, names)
+    loaded = load_run(str(packed_run))
+    model = names["model"].float()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        difference = (model(IDS).logits - loaded.model(IDS).logits).abs().max()
+    assert difference < 1e-5
 
 
 def test_a_run_folder_chats_in_the_original_prompt_format(packed_run: Path, chatglm_fixtures: Path):

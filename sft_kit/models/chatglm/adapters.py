@@ -16,8 +16,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
+from sft_kit.config.layer_names import chatglm_layer_names
 from sft_kit.errors import CheckpointError, Problem
-from sft_kit.models.chatglm.layers import native_layers
 from sft_kit.models.chatglm.old_adapters import (
     ADAPTER_PREFIX,
     CARRIED_SETTINGS,
@@ -54,7 +54,7 @@ def convert_adapter(folder: Path, output: Path, base: PreTrainedConfig) -> None:
     """
     adapter = read_old_adapter(folder)
     num_layers = int(base.num_hidden_layers)
-    names = native_layers(num_layers)
+    names = chatglm_layer_names(num_layers)
     sizes = _native_sizes(base)
     converted = _Converted()
     problems: list[Problem] = []

@@ -7,22 +7,8 @@ from types import MappingProxyType
 from peft import LoraConfig
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
-from sft_kit.config.layer_names import CHATGLM_LAYERS
+from sft_kit.config.layer_names import CHATGLM_LAYERS, chatglm_layer_names
 
-_BLOCKS = MappingProxyType(
-    {
-        "query_key_value": ("self_attention", "self_attn"),
-        "dense": ("self_attention", "self_attn"),
-        "dense_h_to_4h": ("mlp", "mlp"),
-        "dense_4h_to_h": ("mlp", "mlp"),
-    }
-)
-_OUTSIDE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "transformer.embedding.word_embeddings": ("model.embed_tokens",),
-        "transformer.output_layer": ("lm_head",),
-    }
-)
 _SHORT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         **CHATGLM_LAYERS,
@@ -32,17 +18,6 @@ _SHORT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _TARGETS_OF_PEFT = ("query_key_value",)
 """What PEFT's table has for "chatglm" when `target_modules` is not set."""
-
-
-def native_layers(num_layers: int) -> dict[str, tuple[str, ...]]:
-    """Map the full original name of every layer to the full names of its parts, rows in order."""
-    names: dict[str, tuple[str, ...]] = dict(_OUTSIDE)
-    for index in range(num_layers):
-        for layer, parts in CHATGLM_LAYERS.items():
-            stored_in, loaded_in = _BLOCKS[layer]
-            original = f"transformer.encoder.layers.{index}.{stored_in}.{layer}"
-            names[original] = tuple(f"model.layers.{index}.{loaded_in}.{part}" for part in parts)
-    return names
 
 
 def rename_layers(config: LoraConfig, num_layers: int) -> None:
@@ -56,7 +31,7 @@ def rename_layers(config: LoraConfig, num_layers: int) -> None:
             rank or an alpha of their own.
         num_layers: Number of blocks of the model.
     """
-    names = native_layers(num_layers)
+    names = chatglm_layer_names(num_layers)
     targets = _TARGETS_OF_PEFT if config.target_modules is None else config.target_modules
     config.target_modules = _rename(targets, names)
     if config.exclude_modules:

@@ -157,8 +157,10 @@ def test_a_base_is_described_by_name_absolute_folder_and_fingerprint(
     tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
     assert describe_base(ModelSettings("base")) == {
         "name": "base",
+        "model_type": "gpt2",
         "folder": str((tmp_path / "base").resolve()),
         "fingerprint": base,
     }
