@@ -8,8 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft_kit.errors import LaunchError, Problem
+
+if TYPE_CHECKING:
+    import torch
 
 _LAUNCH_FILE = str(Path("accelerate", "commands", "launch.py"))
 
@@ -121,6 +125,18 @@ def peak_memory_bytes() -> int:
             return int(found.group(1)) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory_bytes(device: "torch.device") -> int:
+    """Memory that a new model could take: free on the GPU, or available on this machine."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return int(psutil.virtual_memory().available)
 
 
 def use_all_cores() -> str | None:

@@ -5,9 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,13 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sft_kit.artifacts.card import write_card
 from sft_kit.artifacts.figures import write_curves
 from sft_kit.artifacts.folder import RunFolder
-from sft_kit.artifacts.load import load_model
+from sft_kit.artifacts.reading_back import reload_difference, tolerated_difference
 from sft_kit.artifacts.record import weight_digests, write_record
 from sft_kit.artifacts.samples import Sample, write_samples
 from sft_kit.errors import CheckpointError
 from sft_kit.settings import ModelSettings
-
-_PROBE_TOKENS = 32
 
 
 def save_run(
@@ -58,7 +54,7 @@ def save_run(
         stage.mkdir(parents=True)
         save_model(model, tokenizer, stage)
         difference = reload_difference(model, stage, base)
-        if difference > _tolerance(model):
+        if difference > tolerated_difference(model):
             raise CheckpointError(
                 f"the model read back from {stage} gives other logits than the trained one "
                 f"(largest difference {difference:.3g}); the folder was left for inspection and "
@@ -95,39 +91,3 @@ def save_model(
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def reload_difference(
-    model: PreTrainedModel | PeftModel, folder: Path, settings: ModelSettings | None
-) -> float:
-    """Load what was saved into a fresh base and compare logits on fixed token ids.
-
-    Returns:
-        Largest absolute difference of a logit.
-    """
-    device = next(model.parameters()).device
-    fresh = load_model(folder, settings if isinstance(model, PeftModel) else None, device)
-    vocabulary = int(model.config.vocab_size)
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device).remainder(vocabulary).unsqueeze(0)
-    was_training = model.training
-    model.eval()
-    fresh.eval()
-    try:
-        with torch.no_grad():
-            before = _logits(model, ids)
-            after = _logits(fresh, ids)
-    finally:
-        model.train(was_training)
-    return float((before - after).abs().max())
-
-
-def _logits(model: PreTrainedModel | PeftModel, ids: torch.Tensor) -> torch.Tensor:
-    # accelerate puts an autocasting `forward` on the instance that was trained; the class's own one
-    # gives what the weights give.
-    forward = cast("Any", type(model)).forward
-    return cast("torch.Tensor", forward(model, input_ids=ids).logits).float()
-
-
-def _tolerance(model: PreTrainedModel | PeftModel) -> float:
-    # One CPU computes the same bits twice; a GPU may choose another kernel for the second model.
-    return 0.0 if next(model.parameters()).device.type == "cpu" else 1e-2
