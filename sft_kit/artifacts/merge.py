@@ -26,7 +26,9 @@ from sft_kit.artifacts.load import ADAPTER_FILE, LoadedRun, load_run
 from sft_kit.artifacts.merged_card import CARD_FILE, is_merged_card, write_merged_card
 from sft_kit.artifacts.named import is_run_folder, load_checkpoint
 from sft_kit.artifacts.record import read_record
+from sft_kit.devices import free_memory_bytes
 from sft_kit.errors import CheckpointError, ConfigError, Problem
+from sft_kit.models.adapters import count_parameters
 from sft_kit.models.base import load_causal_lm, load_config_of
 from sft_kit.models.merging import is_exact, merge, probe_logits, to_dense
 from sft_kit.settings import ModelSettings
@@ -134,6 +136,7 @@ def merge_and_save(
 def _merge_into(stage: Path, source: _Source, output: Path, dtype: StoredDtype) -> Merged:
     """Load, merge, save and read back; one copy of the weights is in memory at a time."""
     loaded = _load(source)
+    _check_memory(loaded)
     as_loaded = probe_logits(loaded.model)
     rounding = _EXACT if is_exact(loaded.model) else _ROUNDED
     dense = to_dense(loaded.model)
@@ -187,6 +190,18 @@ def _load(source: _Source) -> LoadedRun:
     # A base quantized on loading is the one of the training only if it is loaded as it was then.
     is_quantized = _model_section(source).get("quantization", "none") != "none"
     return load_run(source.name, source.base, device=cpu, dtype=None if is_quantized else "float32")
+
+
+def _check_memory(loaded: LoadedRun) -> None:
+    """Stop before the system does: all weights become float32."""
+    held = sum(tensor.numel() * tensor.element_size() for tensor in loaded.model.parameters())
+    needed = count_parameters(loaded.model).total * torch.float32.itemsize - held
+    free = free_memory_bytes(torch.device("cpu"))
+    if needed > free:
+        raise CheckpointError(
+            f"merging in float32 needs {needed / 1e9:.1f} GB more memory, {free / 1e9:.1f} GB are "
+            "free: close other programs, or merge on a larger machine"
+        )
 
 
 def _compare(what: str, before: torch.Tensor, after: torch.Tensor, share: float) -> float:

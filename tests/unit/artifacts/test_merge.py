@@ -336,6 +336,23 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_model(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_too_little_memory_is_told_before_anything_is_done(
+    chatglm_fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    packed = chatglm_fixtures / "chatglm2_tiny_int4"
+    tensors = torch.load(packed / "pytorch_model.bin")
+    # int4 weights and their scales become 4 bytes a weight; the rest is loaded in float32 already.
+    layers = [t for name, t in tensors.items() if f"{name}_scale" in tensors]
+    scales = [t for name, t in tensors.items() if name.endswith("_scale")]
+    grows_by = sum(t.numel() * 7 for t in layers) - sum(t.numel() * 4 for t in scales)
+    monkeypatch.setattr(merging, "free_memory_bytes", lambda device: grows_by - 1)
+    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB more memory"):
+        merge_and_save(str(packed), tmp_path / "merged")
+    assert names(tmp_path) == set()
+    monkeypatch.setattr(merging, "free_memory_bytes", lambda device: grows_by)
+    merge_and_save(str(packed), tmp_path / "merged")
+
+
 def test_merged_weights_that_differ_are_not_written(
     make_run, gpt2_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
