@@ -46,14 +46,14 @@ def show_labels(
     settings = resolved.own("data", DataSettings)
     tokenizer = load_tokenizer(_model_settings(resolved))
     template = choose_template(tokenizer, settings.template)
-    stop, turn_stop = template.stop_token_id, template.turn_stop_token_id
+    stops = template.stop_token_ids
     splits, bad_rows = _read_rows(settings)
     train = tokenize(splits.train, tokenizer, template, settings)
     held_out = tokenize(splits.eval, tokenizer, template, settings)
     notes, bad_labels = _judge(train, tokenizer, template, settings)
-    report = inspect_labels(train, stop, turn_stop)
-    held_out_report = inspect_labels(held_out, stop, turn_stop) if held_out else None
-    chosen = choose_examples(train, stop, num_examples, settings.split_seed, turn_stop)
+    report = inspect_labels(train, stops)
+    held_out_report = inspect_labels(held_out, stops) if held_out else None
+    chosen = choose_examples(train, stops, num_examples, settings.split_seed)
     shown = [train[index] for index in chosen]
     marked = [mark_tokens(example, tokenizer) for example in shown]
     _say(console, _describe_template(template))

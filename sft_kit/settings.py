@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 TemplateName = Literal["auto", "human-assistant", "alpaca", "chatml", "plain"]
+Quantization = Literal["none", "int8", "nf4"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StoredDtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass
@@ -18,7 +21,8 @@ class ModelSettings:
     """Which checkpoint to load and in what precision.
 
     Attributes:
-        checkpoint: Hub id or folder with a safetensors checkpoint and its tokenizer.
+        checkpoint: Hub id or folder of a checkpoint and its tokenizer: safetensors, and ChatGLM's
+            `.bin` files.
         revision: Branch, tag or commit on the Hub.
         quantization: Storage of the frozen linear layers: as in the checkpoint, 8-bit (LLM.int8) or
             4-bit (NF4).
@@ -29,9 +33,9 @@ class ModelSettings:
 
     checkpoint: Annotated[str, MinLen(1)]
     revision: str | None = None
-    quantization: Literal["none", "int8", "nf4"] = "none"
+    quantization: Quantization = "none"
     double_quantization: bool = True
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     config: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
 

@@ -129,7 +129,7 @@ def write_card(
         options="".join(f", {name}={value!r}" for name, value in _config_of(model).items()),
         is_chatglm="chatglm" in (base.get("model_type"), model.get("architecture")),
         version=sft_kit.__version__,
-        facts=_facts(settings, data),
+        facts=_facts(settings, data, base),
         metrics={name: _figure(value) for name, value in metrics.items()},
         curves=curves,
         stop_token=template.get("stop_token"),
@@ -147,14 +147,16 @@ def _kind(*, adapter: bool, has_base: bool) -> str:
 
 
 def _facts(
-    settings: Mapping[str, Mapping[str, object] | None], data: Mapping[str, object]
+    settings: Mapping[str, Mapping[str, object] | None],
+    data: Mapping[str, object],
+    base: Mapping[str, object],
 ) -> dict[str, object]:
     model, adapter, train = (settings.get(name) or {} for name in ("model", "adapter", "train"))
     facts: dict[str, object] = {
         "training rows": data["num_train_rows"],
         "held-out rows": data["num_eval_rows"],
         "data fingerprint": f"`{data['fingerprint']}`",
-        "quantization": model.get("quantization"),
+        "quantization": base.get("stored_as") or model.get("quantization"),
         "chat template": (settings.get("data") or {}).get("template"),
     }
     for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -15,11 +15,9 @@ from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import load_adapter
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
-from sft_kit.settings import ModelSettings
+from sft_kit.settings import Dtype, ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,8 @@ def load_run(
         folder: Run folder.
         base: Where the base checkpoint is now, if it is not where the run found it.
         device: Where the weights go. None: the device of this process.
-        dtype: Type of the base's weights, if it is to be another than in training.
+        dtype: Type of the weights, if the base's is to be another than in training, or a whole
+            model's another than float32.
 
     Raises:
         CheckpointError: Not a finished run, weights that are not the ones it saved, no base,
@@ -69,18 +68,22 @@ def load_run(
     model_settings = None
     if (path / ADAPTER_FILE).is_file():
         model_settings = _find_base(path, settings["model"] or {}, record, base)
-        if dtype is not None:
-            model_settings = replace(model_settings, dtype=dtype)
-    return LoadedRun(load_model(path, model_settings, device), tokenizer, template, record)
+    model = load_model(path, model_settings, device, dtype)
+    return LoadedRun(model, tokenizer, template, record)
 
 
 def load_model(
-    folder: Path, base: ModelSettings | None, device: torch.device | str | None = None
+    folder: Path,
+    base: ModelSettings | None,
+    device: torch.device | str | None = None,
+    dtype: Dtype | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Load an adapter onto a fresh base, or a whole model when `base` is None."""
-    if base is None:
-        return load_causal_lm(ModelSettings(checkpoint=str(folder)), device)
-    return load_adapter(load_causal_lm(base, device), folder)
+    settings = base or ModelSettings(checkpoint=str(folder))
+    if dtype is not None:
+        settings = replace(settings, dtype=dtype)
+    model = load_causal_lm(settings, device)
+    return model if base is None else load_adapter(model, folder)
 
 
 def _check_weights(path: Path, saved: Mapping[str, str]) -> None:

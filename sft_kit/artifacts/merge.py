@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,16 +24,15 @@ from transformers.utils.logging import (
 
 from sft_kit.artifacts.load import ADAPTER_FILE, LoadedRun, load_run
 from sft_kit.artifacts.merged_card import CARD_FILE, is_merged_card, write_merged_card
-from sft_kit.artifacts.named import is_run_folder, load_checkpoint
+from sft_kit.artifacts.named import LoadOptions, is_run_folder, load_checkpoint, refuse_options
 from sft_kit.artifacts.record import read_record
+from sft_kit.config.yaml_text import Scalar
 from sft_kit.devices import free_memory_bytes
-from sft_kit.errors import CheckpointError, ConfigError, Problem
+from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import count_parameters
 from sft_kit.models.base import load_causal_lm, load_config_of
 from sft_kit.models.merging import is_exact, merge, probe_logits, to_dense
-from sft_kit.settings import ModelSettings
-
-StoredDtype = Literal["float32", "float16", "bfloat16"]
+from sft_kit.settings import Dtype, ModelSettings, StoredDtype
 
 _EXACT = 1e-4
 """Largest difference of logits, as a share of the largest logit, that float32 may make."""
@@ -59,8 +58,7 @@ class _Source:
 
     name: str
     is_run: bool
-    base: str | None
-    adapter: Path | None
+    options: LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +99,7 @@ def merge_and_save(
     dtype: StoredDtype = "float32",
     base: str | None = None,
     adapter: Path | None = None,
+    config: dict[str, Scalar] | None = None,
     overwrite: bool = False,
 ) -> Merged:
     """Merge a run's adapter into its base, or a separate adapter into a checkpoint.
@@ -114,6 +113,7 @@ def merge_and_save(
         dtype: Type of the weights on disk.
         base: Where the base checkpoint of a run is now, if it has moved.
         adapter: Folder with an adapter for a checkpoint.
+        config: Fields of a checkpoint's config to replace on loading.
         overwrite: Replace an earlier merged model.
 
     Raises:
@@ -121,15 +121,17 @@ def merge_and_save(
             by more than rounding explains.
         ConfigError: An option that does not fit what `name` is.
     """
-    source = _Source(name, is_run_folder(name), base, adapter)
+    options = LoadOptions(base, adapter, config=config or {})
+    source = _Source(name, is_run_folder(name), options)
     _check_source(source)
     output = output.resolve()
     _check_output(output, source, overwrite=overwrite)
     with _staging(output) as stage:
         merged = _merge_into(stage, source, output, dtype)
+        usual = stage.stat().st_mode & 0o666
         for path in stage.iterdir():
             # safetensors writes through a temporary file that only its owner may read.
-            path.chmod(0o644)
+            path.chmod(usual)
     return merged
 
 
@@ -186,10 +188,12 @@ def _without_progress_bar() -> Iterator[None]:
 def _load(source: _Source) -> LoadedRun:
     cpu = torch.device("cpu")
     if not source.is_run:
-        return load_checkpoint(ModelSettings(source.name, dtype="float32"), source.adapter, cpu)
+        settings = ModelSettings(source.name, dtype="float32", config=source.options.config)
+        return load_checkpoint(settings, source.options.adapter, cpu)
     # A base quantized on loading is the one of the training only if it is loaded as it was then.
     is_quantized = _model_section(source).get("quantization", "none") != "none"
-    return load_run(source.name, source.base, device=cpu, dtype=None if is_quantized else "float32")
+    dtype: Dtype | None = None if is_quantized else "float32"
+    return load_run(source.name, source.options.base, device=cpu, dtype=dtype)
 
 
 def _check_memory(loaded: LoadedRun) -> None:
@@ -224,17 +228,12 @@ def _model_section(source: _Source) -> Mapping[str, object]:
 
 
 def _check_source(source: _Source) -> None:
-    if source.is_run and source.adapter:
-        found = "does not fit a run folder, which has an adapter of its own"
-        problem = Problem("command line", "--adapter", found, "leave it out")
-        raise ConfigError("these options can't be used", [problem])
-    if source.base and not source.is_run:
-        found = "is the base of a run folder, and this is a checkpoint"
-        problem = Problem("command line", "--base", found, "leave it out")
-        raise ConfigError("these options can't be used", [problem])
-    if source.adapter or (Path(source.name) / ADAPTER_FILE).is_file():
+    options = source.options
+    refuse_options(options, is_run=source.is_run)
+    if options.adapter or (Path(source.name) / ADAPTER_FILE).is_file():
         return
-    if load_config_of(ModelSettings(source.name)).model_type not in _EXPORTED:
+    settings = ModelSettings(source.name, config=options.config)
+    if load_config_of(settings).model_type not in _EXPORTED:
         todo = "it can be loaded as it is" if source.is_run else "add --adapter FOLDER"
         problem = Problem(source.name, "", "it has no adapter", todo)
         raise CheckpointError("there is nothing to merge", [problem])
@@ -242,9 +241,8 @@ def _check_source(source: _Source) -> None:
 
 def _check_output(output: Path, source: _Source, *, overwrite: bool) -> None:
     """Refuse a folder that holds anything but an earlier merged model, or a source of this one."""
-    sources = [
-        Path(place).resolve() for place in (source.name, source.base, source.adapter) if place
-    ]
+    places = (source.name, source.options.base, source.options.adapter)
+    sources = [Path(place).resolve() for place in places if place]
     if any(place == output or output in place.parents for place in sources):
         raise CheckpointError(f"{output} holds what is to be merged: give another --output")
     if output.exists() and not output.is_dir():
@@ -267,16 +265,26 @@ def _check_output(output: Path, source: _Source, *, overwrite: bool) -> None:
 def _staging(output: Path) -> Iterator[Path]:
     """Give a hidden folder that takes the place of `output` when all went well."""
     stage = output.with_name(f".{output.name}.staging-{os.getpid()}")
-    earlier = stage.with_suffix(f".earlier-{os.getpid()}")
     try:
         stage.mkdir(parents=True)
         yield stage
-        if output.is_dir():
-            output.replace(earlier)
-        stage.replace(output)
+        _put_in_place(stage, output)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CheckpointError(f"{output} can't be written: {reason}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _put_in_place(stage: Path, output: Path) -> None:
+    """Let `stage` become `output`; the earlier model goes only once the new one stands."""
+    earlier = stage.with_suffix(f".earlier-{os.getpid()}")
+    if output.is_dir():
+        output.replace(earlier)
+    try:
+        stage.replace(output)
+    except BaseException:  # Ctrl-C too
+        if earlier.is_dir():
+            earlier.replace(output)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,14 +1,14 @@
 """Whatever a user names to chat with: a run folder, a checkpoint folder or a Hub id."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from sft_kit.artifacts.load import Dtype, LoadedRun, load_run
+from sft_kit.artifacts.load import LoadedRun, load_run
 from sft_kit.artifacts.record import RUN_FILE, read_record
+from sft_kit.config.yaml_text import Scalar
 from sft_kit.data.templates import choose_template
 from sft_kit.devices import find_accelerator
 from sft_kit.errors import CheckpointError, ConfigError, Problem
@@ -17,7 +17,7 @@ from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.chatglm.fast_int4 import use_fast_int4
 from sft_kit.models.fingerprint import checkpoint_folder
 from sft_kit.models.network import hub_is_reachable
-from sft_kit.settings import ModelSettings
+from sft_kit.settings import Dtype, ModelSettings, Quantization
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -32,13 +32,15 @@ class LoadOptions:
         quantization: Storage of a checkpoint's linear layers.
         dtype: Type of a checkpoint's weights; None and "auto" pick by device.
         fast_int4: Generate with the int4 kernel of the CPU, in bfloat16.
+        config: Fields of a checkpoint's config to replace on loading.
     """
 
     base: str | None = None
     adapter: Path | None = None
-    quantization: Literal["none", "int8", "nf4"] | None = None
+    quantization: Quantization | None = None
     dtype: Dtype | None = None
     fast_int4: bool = False
+    config: dict[str, Scalar] = field(default_factory=dict)
 
 
 def load_named(name: str, options: LoadOptions) -> LoadedRun:
@@ -49,7 +51,7 @@ def load_named(name: str, options: LoadOptions) -> LoadedRun:
         ConfigError: An option that does not fit what it is.
     """
     is_run = is_run_folder(name)
-    _refuse_options(options, is_run=is_run)
+    refuse_options(options, is_run=is_run)
     fast_dtype: Dtype | None = "bfloat16" if options.fast_int4 else None
     device = "cpu" if options.fast_int4 else None
     if is_run:
@@ -59,6 +61,7 @@ def load_named(name: str, options: LoadOptions) -> LoadedRun:
             checkpoint=name,
             quantization=options.quantization or "none",
             dtype=fast_dtype or _dtype_of_device(options.dtype),
+            config=options.config,
         )
         loaded = load_checkpoint(settings, options.adapter, device)
     if options.fast_int4:
@@ -95,7 +98,7 @@ def load_checkpoint(
     """Load a checkpoint that no run has written, to chat with it.
 
     Args:
-        settings: Checkpoint, quantization and dtype.
+        settings: Checkpoint, quantization, dtype and config.
         adapter: Folder in which PEFT saved an adapter for it; of any age for ChatGLM.
         device: Where the weights go. None: the device of this process.
 
@@ -105,7 +108,7 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: The checkpoint or the adapter can't be loaded.
-        ConfigError: The quantization does not fit the checkpoint.
+        ConfigError: The quantization or the config does not fit the checkpoint.
     """
     tokenizer = load_tokenizer(settings)
     template = choose_template(tokenizer, "auto")
@@ -116,11 +119,17 @@ def load_checkpoint(
     return LoadedRun(adapted, tokenizer, template, info)
 
 
-def _refuse_options(options: LoadOptions, *, is_run: bool) -> None:
+def refuse_options(options: LoadOptions, *, is_run: bool) -> None:
+    """Refuse options that do not fit what was named, or each other.
+
+    Raises:
+        ConfigError: All of them at once.
+    """
     given = {
         "--adapter": options.adapter,
         "--quantization": options.quantization,
         "--dtype": options.dtype,
+        "--config": options.config,
     }
     problems = []
     if is_run:

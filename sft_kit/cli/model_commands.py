@@ -3,23 +3,22 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sft_kit.config.merging import COMMAND_LINE
+from sft_kit.config.yaml_text import Scalar, read_value
 from sft_kit.errors import ConfigError, DataError, Problem
-from sft_kit.settings import SampleSettings
+from sft_kit.settings import Dtype, Quantization, SampleSettings, StoredDtype
 
 if TYPE_CHECKING:
-    from sft_kit.artifacts import LoadedRun, LoadOptions
+    from sft_kit.artifacts import LoadedRun
     from sft_kit.data.rows import Message
 
 CHAT_MAX_NEW_TOKENS = 256
-
-Quantization = Literal["none", "int8", "nf4"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-StoredDtype = Literal["float32", "float16", "bfloat16"]
 
 Model = Annotated[
     str,
@@ -48,6 +47,12 @@ FastInt4 = Annotated[
     bool,
     typer.Option("--fast-int4", help="ChatGLM int4 on a CPU: faster, in bfloat16, more memory."),
 ]
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", help="A field of a checkpoint's config to replace; may be repeated."
+    ),
+]
 System = Annotated[str, typer.Option(metavar="TEXT", help="System message.")]
 Temperature = Annotated[
     float | None, typer.Option(help="0 is greedy (the default); higher is more random.")
@@ -67,6 +72,7 @@ def chat(
     quantization: QuantizationOption = None,
     dtype: DtypeOption = None,
     fast_int4: FastInt4 = False,
+    config: Config = None,
     system: System = "",
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -79,16 +85,11 @@ def chat(
 
     from sft_kit.inference.chat import chat as start_chat
 
-    sampling = _sampling(
-        SampleSettings(max_new_tokens=CHAT_MAX_NEW_TOKENS),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-    )
-    options = _options(base, adapter, quantization, dtype, fast_int4=fast_int4)
-    start_chat(Console(), _load(model, options), sampling, system)
+    if max_new_tokens is None:
+        max_new_tokens = CHAT_MAX_NEW_TOKENS
+    sampling = _sampling(temperature, top_k, top_p, seed, max_new_tokens)
+    run = _load(model, base, adapter, quantization, dtype, config, fast_int4=fast_int4)
+    start_chat(Console(), run, sampling, system)
 
 
 def generate(
@@ -107,6 +108,7 @@ def generate(
     quantization: QuantizationOption = None,
     dtype: DtypeOption = None,
     fast_int4: FastInt4 = False,
+    config: Config = None,
     system: System = "",
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -120,15 +122,8 @@ def generate(
     questions = [_checked(text) for text in prompt or []] + _prompts_in(prompt_file)
     if not questions:
         raise ConfigError("there is nothing to answer: give --prompt TEXT or --prompt-file FILE")
-    sampling = _sampling(
-        SampleSettings(),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-    )
-    run = _load(model, _options(base, adapter, quantization, dtype, fast_int4=fast_int4))
+    sampling = _sampling(temperature, top_k, top_p, seed, max_new_tokens)
+    run = _load(model, base, adapter, quantization, dtype, config, fast_int4=fast_int4)
     chats = [_messages(question, system) for question in questions]
     replies = answer(run.model, run.tokenizer, run.template, chats, sampling)
     if as_json:
@@ -156,6 +151,7 @@ def merge(
     ] = "float32",
     base: Base = None,
     adapter: Adapter = None,
+    config: Config = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier merged model in DIR.")
     ] = False,
@@ -164,36 +160,86 @@ def merge(
     from sft_kit.artifacts import merge_and_save
 
     merged = merge_and_save(
-        model, output, dtype=dtype, base=base, adapter=adapter, overwrite=overwrite
+        model,
+        output,
+        dtype=dtype,
+        base=base,
+        adapter=adapter,
+        config=_fields(config or []),
+        overwrite=overwrite,
     )
     for line in merged.lines():
         typer.echo(line)
     typer.echo(f"merged model: {merged.folder}")
 
 
-def _sampling(defaults: SampleSettings, **options: float | None) -> SampleSettings:
+def _sampling(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    max_new_tokens: int | None,
+) -> SampleSettings:
     from sft_kit.inference.chat import change_sampling
 
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+    }
     given = {name: value for name, value in options.items() if value is not None}
-    return change_sampling(defaults, given, "command line")
+    return change_sampling(SampleSettings(), given, COMMAND_LINE)
 
 
-def _options(
+def _fields(words: Sequence[str]) -> dict[str, Scalar]:
+    """Read KEY=VALUE words; a value is YAML, as in the overrides of a recipe."""
+    fields: dict[str, Scalar] = {}
+    problems = []
+    for word in words:
+        try:
+            key, value = _field(word)
+            if key in fields:
+                raise _not_a_field("found a second time", "keep one of them")
+            fields[key] = value
+        except ConfigError as error:
+            problems += [replace(one, key=f"--config {word}") for one in error.problems]
+    if problems:
+        raise ConfigError("these fields can't be set", problems)
+    return fields
+
+
+def _field(word: str) -> tuple[str, Scalar]:
+    key, equals, written = word.partition("=")
+    if not equals or not key.strip():
+        raise _not_a_field("accepts KEY=VALUE")
+    node = read_value(written, COMMAND_LINE)
+    if node.fault:
+        raise _not_a_field(node.fault)
+    if isinstance(node.value, list | dict):
+        raise _not_a_field("accepts a number, text, true, false or null")
+    return key.strip(), node.value
+
+
+def _not_a_field(found: str, todo: str = "") -> ConfigError:
+    return ConfigError("this field can't be set", [Problem(COMMAND_LINE, "", found, todo)])
+
+
+def _load(
+    name: str,
     base: str | None,
     adapter: Path | None,
     quantization: Quantization | None,
     dtype: Dtype | None,
+    config: Sequence[str] | None,
     *,
     fast_int4: bool,
-) -> "LoadOptions":
-    from sft_kit.artifacts import LoadOptions
+) -> "LoadedRun":
+    from sft_kit.artifacts import LoadOptions, load_named
 
-    return LoadOptions(base, adapter, quantization, dtype, fast_int4)
-
-
-def _load(name: str, options: "LoadOptions") -> "LoadedRun":
-    from sft_kit.artifacts import load_named
-
+    fields = _fields(config or [])
+    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, fields)
     loaded = load_named(name, options)
     if loaded.template.name == "human-assistant" and "recipe" not in loaded.info:
         typer.echo(
@@ -208,7 +254,7 @@ def _checked(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        problem = Problem("command line", "--prompt", f"found {text!r}, which is not UTF-8 text")
+        problem = Problem(COMMAND_LINE, "--prompt", f"found {text!r}, which is not UTF-8 text")
         raise ConfigError("a prompt can't be read", [problem]) from error
     return text
 

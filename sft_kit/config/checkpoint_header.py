@@ -43,7 +43,7 @@ def stored_quantization(folder: Path) -> str:
     Returns:
         Such as "int4" (ChatGLM's `quantization_bit`) or "bitsandbytes" (a `quantization_config`).
     """
-    config = _read_config(folder)
+    config = config_of(folder)
     bits = config.get("quantization_bit")
     if isinstance(bits, int) and bits > 0:
         return f"int{bits}"
@@ -53,16 +53,20 @@ def stored_quantization(folder: Path) -> str:
 
 def model_type(folder: Path) -> str:
     """The architecture that a checkpoint's config.json names; empty when there is none."""
-    return str(_read_config(folder).get("model_type", ""))
+    return str(config_of(folder).get("model_type", ""))
 
 
 def _num_chatglm_layers(folder: Path) -> int:
-    config = _read_config(folder)
+    config = config_of(folder)
     layers = config.get("num_layers") if config.get("model_type") == "chatglm" else None
     return layers if isinstance(layers, int) else 0
 
 
-def _read_config(folder: Path) -> dict[str, object]:
+def config_of(folder: Path) -> dict[str, object]:
+    """Content of a folder's config.json; empty when there is none or it is damaged.
+
+    Whoever loads the checkpoint reads the file again and says what is wrong with it.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

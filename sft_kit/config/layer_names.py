@@ -3,30 +3,28 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-CHATGLM_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+CHATGLM_BLOCK_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "query_key_value": ("q_proj", "k_proj", "v_proj"),
-        "dense": ("o_proj",),
-        "dense_h_to_4h": ("gate_up_proj",),
-        "dense_4h_to_h": ("down_proj",),
+        "self_attention.query_key_value": (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+        ),
+        "self_attention.dense": ("self_attn.o_proj",),
+        "mlp.dense_h_to_4h": ("mlp.gate_up_proj",),
+        "mlp.dense_4h_to_h": ("mlp.down_proj",),
     }
 )
-"""Original name of a ChatGLM2/3 layer -> names of the layers that hold its weights when loaded."""
+"""Original name of a layer in a ChatGLM2/3 block -> names of the layers that hold its weights when
+loaded, rows in order."""
 
-_BLOCKS = MappingProxyType(
-    {
-        "query_key_value": ("self_attention", "self_attn"),
-        "dense": ("self_attention", "self_attn"),
-        "dense_h_to_4h": ("mlp", "mlp"),
-        "dense_4h_to_h": ("mlp", "mlp"),
-    }
-)
-_OUTSIDE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+CHATGLM_OUTER_LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "transformer.embedding.word_embeddings": ("model.embed_tokens",),
         "transformer.output_layer": ("lm_head",),
     }
 )
+"""The same outside of the blocks."""
 
 
 def chatglm_layer_names(num_layers: int) -> dict[str, tuple[str, ...]]:
@@ -35,10 +33,9 @@ def chatglm_layer_names(num_layers: int) -> dict[str, tuple[str, ...]]:
     Args:
         num_layers: Number of blocks of the model.
     """
-    names: dict[str, tuple[str, ...]] = dict(_OUTSIDE)
+    names = dict(CHATGLM_OUTER_LAYERS)
     for index in range(num_layers):
-        for layer, parts in CHATGLM_LAYERS.items():
-            stored_in, loaded_in = _BLOCKS[layer]
-            original = f"transformer.encoder.layers.{index}.{stored_in}.{layer}"
-            names[original] = tuple(f"model.layers.{index}.{loaded_in}.{part}" for part in parts)
+        for layer, parts in CHATGLM_BLOCK_LAYERS.items():
+            original = f"transformer.encoder.layers.{index}.{layer}"
+            names[original] = tuple(f"model.layers.{index}.{part}" for part in parts)
     return names

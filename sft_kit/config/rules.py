@@ -310,6 +310,9 @@ def _no_module(view: View, target: str, names: list[str]) -> Problem:
     close = nearest(target, short)
     listed = ", ".join(short[:_MAX_LISTED]) + (" ..." if len(short) > _MAX_LISTED else "")
     message = f"found '{target}', which matches no layer of the checkpoint; it has {listed}"
+    if target in short:  # one text is a regular expression for the whole name
+        todo = f"a text is a pattern for whole names: write [{target}]"
+        return view.problem("adapter.target_modules", message, todo)
     return view.problem("adapter.target_modules", message, did_you_mean(close))
 
 

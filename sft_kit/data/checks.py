@@ -29,7 +29,7 @@ def check_examples(
         DataError: No example, nothing supervised, no supervised stop token, or too many rows
             without any supervised token.
     """
-    report = inspect_labels(examples, template.stop_token_id, template.turn_stop_token_id)
+    report = inspect_labels(examples, template.stop_token_ids)
     context = tokenizer.model_max_length
     lowered = (
         [f"data.max_length={settings.max_length} was lowered to {context}, the context length."]

@@ -116,6 +116,7 @@ def _read_sharegpt(fields: Fields, findings: Findings) -> list[Turn]:
     turns = []
     for prefix, item in _list_of_fields(required(fields, name, findings), name, findings):
         role = _role(item, "from", prefix, SHAREGPT_ROLES, findings)
+        refuse_tool_calls(item, prefix, findings)
         text = required_text(item, "value", findings, prefix)
         turns.append(Turn(role, text, f"{prefix}from"))
     if system := optional_text(fields, "system", findings):
@@ -172,6 +173,7 @@ def _part_text(part: Fields, name: str, key: str, findings: Findings) -> str:
 def _read_prompt_completion(fields: Fields, findings: Findings) -> list[Turn]:
     prompt, completion = (required(fields, name, findings) for name in ("prompt", "completion"))
     if is_list(prompt) or is_list(completion):
+        refuse_what_text_cannot_hold(fields, findings)
         turns = _messages(prompt, "prompt", findings) if "prompt" in fields else []
         turns += _messages(completion, "completion", findings) if "completion" in fields else []
         _check_if_sound(turns, "completion", findings)

@@ -20,22 +20,20 @@ class LabelReport:
     """What the labels of one split teach.
 
     Attributes:
-        stop_token_id: Id of the token that ends a completion.
+        stop_token_ids: Ids of the tokens that end a completion.
         lengths: Tokens of each example, in the order of the examples.
         num_supervised: Tokens whose label is not ignored.
         cut_rows: Rows that were longer than `max_length`.
         unlabelled_rows: Rows in which nothing is learnt.
         no_stop_rows: Rows whose last supervised token isn't a stop token, unlabelled ones too.
-        turn_stop_token_id: Id of the token that ends an earlier completion, if it is another one.
     """
 
-    stop_token_id: int
+    stop_token_ids: tuple[int, ...]
     lengths: tuple[int, ...]
     num_supervised: int
     cut_rows: tuple[Where, ...]
     unlabelled_rows: tuple[Where, ...]
     no_stop_rows: tuple[Where, ...]
-    turn_stop_token_id: int | None = None
 
     @property
     def num_examples(self) -> int:
@@ -98,13 +96,10 @@ class LabelReport:
         return max(self.lengths, default=0)
 
 
-def inspect_labels(
-    examples: Sequence[Example], stop_token_id: int, turn_stop_token_id: int | None = None
-) -> LabelReport:
-    """Count what the labels of a split teach."""
-    stops = {stop_token_id, turn_stop_token_id} - {None}
+def inspect_labels(examples: Sequence[Example], stop_token_ids: tuple[int, ...]) -> LabelReport:
+    """Count what the labels of a split teach; any of the stop tokens may end a completion."""
     return LabelReport(
-        stop_token_id=stop_token_id,
+        stop_token_ids=stop_token_ids,
         lengths=tuple(len(example.input_ids) for example in examples),
         num_supervised=sum(
             len(example.labels) - example.labels.count(IGNORED) for example in examples
@@ -114,9 +109,8 @@ def inspect_labels(
             example.where for example in examples if _last_label(example) is None
         ),
         no_stop_rows=tuple(
-            example.where for example in examples if _last_label(example) not in stops
+            example.where for example in examples if _last_label(example) not in stop_token_ids
         ),
-        turn_stop_token_id=turn_stop_token_id,
     )
 
 
@@ -188,9 +182,10 @@ def _no_stop_problem(
     report: LabelReport, files: str, template_name: str, last_tokens: Sequence[str]
 ) -> Problem:
     shown = " ".join(repr(token) for token in last_tokens[-5:])
+    ids = " or ".join(str(token_id) for token_id in report.stop_token_ids)
     message = (
         f"none of {report.num_examples:,} examples ends in a supervised stop token "
-        f"(id {report.stop_token_id}), so the model would never learn to stop; "
+        f"(id {ids}), so the model would never learn to stop; "
         f"template {template_name!r}, one example ends in {shown}"
     )
     if report.num_cut == report.num_examples:
@@ -275,20 +270,15 @@ def histogram(lengths: Sequence[int], num_bins: int = 10) -> list[tuple[int, int
 
 
 def choose_examples(
-    examples: Sequence[Example],
-    stop_token_id: int,
-    count: int,
-    seed: int,
-    turn_stop_token_id: int | None = None,
+    examples: Sequence[Example], stop_token_ids: tuple[int, ...], count: int, seed: int
 ) -> list[int]:
     """Choose examples worth looking at: the telling ones first, then some at random.
 
     Args:
         examples: Examples of one split.
-        stop_token_id: Id of the token that ends a completion.
+        stop_token_ids: Ids of the tokens that end a completion.
         count: Number of examples to choose at most.
         seed: Seed of the random ones.
-        turn_stop_token_id: Id of the token that ends an earlier completion, if it is another one.
 
     Returns:
         Different indices: the first, the longest that was not cut, one that was cut, one that
@@ -297,8 +287,7 @@ def choose_examples(
     everything = range(len(examples))
     whole = [index for index in everything if not examples[index].was_cut]
     cut = [index for index in everything if examples[index].was_cut]
-    stops = {stop_token_id, turn_stop_token_id} - {None}
-    no_stop = [index for index in everything if _last_label(examples[index]) not in stops]
+    no_stop = [index for index in everything if _last_label(examples[index]) not in stop_token_ids]
     chosen = [
         *everything[:1],
         *sorted(whole, key=lambda index: -len(examples[index].input_ids))[:1],

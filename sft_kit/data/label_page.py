@@ -214,9 +214,8 @@ def _shown_examples(
         _ShownExample(
             example_caption(
                 tokens,
-                report.stop_token_id,
+                report.stop_token_ids,
                 sources[index] if index < len(sources) else None,
-                report.turn_stop_token_id,
             ),
             _chips(tokens),
         )

@@ -104,13 +104,12 @@ def reading_figures(report: ReadReport) -> list[Figure]:
 
 def example_caption(
     tokens: Sequence[MarkedToken],
-    stop_token_id: int,
+    stop_token_ids: tuple[int, ...],
     source: Example | None = None,
-    turn_stop_token_id: int | None = None,
 ) -> Figure:
     """Say what a shown example is: place, size, and whether it ends in a supervised stop token."""
     learnt = [token for token in tokens if token.supervised]
-    stops = bool(learnt) and learnt[-1].id in (stop_token_id, turn_stop_token_id)
+    stops = bool(learnt) and learnt[-1].id in stop_token_ids
     cut = source is not None and source.was_cut
     place = f"{readable(str(source.where))} · " if source else ""
     size = f"{len(learnt):,} / {len(tokens):,}"
@@ -190,8 +189,7 @@ def _show_examples(
     console.print(_legend(has_colour=has_colour))
     for index, tokens in enumerate(examples):
         source = sources[index] if index < len(sources) else None
-        stops = (report.stop_token_id, report.turn_stop_token_id)
-        caption = example_caption(tokens, stops[0], source, stops[1])
+        caption = example_caption(tokens, report.stop_token_ids, source)
         console.print()
         console.print(_marked(f"{index + 1}. {caption.english}", caption.verdict), soft_wrap=True)
         console.print(render_tokens(tokens, has_colour=has_colour))

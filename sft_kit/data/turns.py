@@ -1,7 +1,7 @@
 """The parts every chat format shares: texts, roles, and the order in which they may stand."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TypeGuard
@@ -23,6 +23,11 @@ MESSAGES_ROLES = {role: role for role in ("system", "user", "assistant", "tool")
 _NO_TOOLS = "tool calls are not supported yet: remove the row, or set data.on_bad_row=skip"
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+_TOOL_FIELDS = {
+    "tool_calls": "tool calls",
+    "metadata": "metadata (ChatGLM3 keeps the name of a called tool there)",
+    "tools": "tools",
+}
 
 
 @dataclass(slots=True)
@@ -145,10 +150,16 @@ def check_role(value: object, key: str, roles: Mapping[str, str], findings: Find
 
 
 def refuse_what_text_cannot_hold(fields: Mapping[str, object], findings: Findings) -> None:
-    """Note pictures, sounds and films: dropping them would train answers to what nobody sees."""
+    """Note pictures, sounds, films and tools: answers would be trained to what nobody sees.
+
+    Args:
+        fields: The row.
+        findings: Where they are noted.
+    """
     for name in _MEDIA:
         if fields.get(name):
             findings.add(name, f"found {name}, accepts text only", "remove the row")
+    _refuse_tools(fields, ("tools",), "", findings)
 
 
 def refuse_rejected_answer(fields: Mapping[str, object], findings: Findings) -> None:
@@ -159,9 +170,19 @@ def refuse_rejected_answer(fields: Mapping[str, object], findings: Findings) -> 
 
 
 def refuse_tool_calls(fields: Mapping[str, object], prefix: str, findings: Findings) -> None:
-    """Note tool calls beside the content of a message."""
-    if fields.get("tool_calls"):
-        findings.add(f"{prefix}tool_calls", "found tool calls, accepts text only", _NO_TOOLS)
+    """Note what makes a message a tool call, or offers tools, beside its content."""
+    _refuse_tools(fields, _TOOL_FIELDS, prefix, findings)
+
+
+def _refuse_tools(
+    fields: Mapping[str, object], names: Iterable[str], prefix: str, findings: Findings
+) -> None:
+    for name in names:
+        value = fields.get(name)
+        # Some exports write the list of tools as JSON text, and "[]" where there are none.
+        if value and not (isinstance(value, str) and value.strip() in ("", "[]")):
+            message = f"found {_TOOL_FIELDS[name]}, accepts text only"
+            findings.add(f"{prefix}{name}", message, _NO_TOOLS)
 
 
 def check_order(turns: Sequence[Turn], key: str, findings: Findings) -> None:

@@ -209,12 +209,19 @@ def _drop_oldest(run: Trained, dialogue: Dialogue) -> int:
     # A length limit near the whole context must not make every chat forget everything.
     room = min(dialogue.sampling.max_new_tokens, context // 2)
     num_before = len(dialogue.turns)
+    if not _fits_alone(run, dialogue, context):
+        return 0  # and the refusal of the question leaves the chat as it was
     while len(dialogue.turns) > 1:
         ids = encode_prompt(run.tokenizer, run.template, dialogue.messages)
         if len(ids) + room <= context:
             break
         del dialogue.turns[:2]
     return num_before - len(dialogue.turns)
+
+
+def _fits_alone(run: Trained, dialogue: Dialogue, context: int) -> bool:
+    alone = replace(dialogue, turns=dialogue.turns[-1:])
+    return len(encode_prompt(run.tokenizer, run.template, alone.messages)) < context
 
 
 def _obey(console: Console, dialogue: Dialogue, line: str) -> bool:

@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from bitsandbytes.nn.modules import Linear8bitLt
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -118,6 +119,9 @@ def states_can_be_kept(model: "PreTrainedModel | PeftModel") -> bool:
     # An activated LoRA looks for its words in what is read in the same call.
     adapters = getattr(model, "peft_config", {}).values()
     if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
+        return False
+    # int8 layers choose the columns that they compute in float16 by all tokens of a call.
+    if any(isinstance(layer, Linear8bitLt) for layer in model.modules()):
         return False
     try:
         layers = DynamicCache(config=base.config).layers

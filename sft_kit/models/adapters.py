@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sft_kit.errors import CheckpointError, ConfigError, Problem
-from sft_kit.models.chatglm.adapters import convert_adapter, has_old_names
+from sft_kit.models.chatglm.adapters import convert_adapter
 from sft_kit.models.chatglm.layers import rename_layers
+from sft_kit.models.chatglm.old_adapters import has_old_names
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
 
 _LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -64,7 +65,7 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
     with quiet_peft():
         try:
             return cast("PeftModel", get_peft_model(model, config))
-        except ValueError as error:
+        except (ValueError, re.error) as error:  # the second from keys of rank_pattern
             problem = Problem("adapter", "", " ".join(str(error).split()))
             raise ConfigError("the adapter does not fit the model", [problem]) from error
 

@@ -28,6 +28,7 @@ from transformers.utils.logging import (
 import sft_kit.models.chatglm  # noqa: F401  (makes the Auto classes know ChatGLM2 and ChatGLM3)
 from sft_kit.config.suggestions import did_you_mean, nearest
 from sft_kit.errors import CheckpointError, ConfigError, Problem, SftKitError
+from sft_kit.models.damage import explain_damage, one_line
 from sft_kit.models.network import hub_is_reachable
 from sft_kit.models.quantization import freeze, guard_cpu_packing
 from sft_kit.models.weight_files import find_weight_files
@@ -36,8 +37,11 @@ from sft_kit.settings import ModelSettings, ScratchModelSettings
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-EMBEDDED_CHECKPOINT = "data/checkpoints/tiny-gpt2"
-"""The checkpoint that comes with the project and needs no network."""
+EMBEDDED_CHECKPOINTS = {
+    "chatglm": "data/checkpoints/tiny-chatglm2-int4",
+    "": "data/checkpoints/tiny-gpt2",
+}
+"""The checkpoints that come with the project and need no network, by what a name contains."""
 
 
 def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrainedTokenizerBase:
@@ -48,12 +52,18 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
 
     Raises:
         CheckpointError: No tokenizer there, or the Hub can't be reached.
+        ConfigError: `model.config` names a field that the architecture does not have.
     """
     name = settings.tokenizer if isinstance(settings, ScratchModelSettings) else settings.checkpoint
     revision = settings.revision if isinstance(settings, ModelSettings) else None
+    config = None
+    if isinstance(settings, ModelSettings) and _has_config(name):
+        config = load_config_of(settings)
     tokenizer = cast(
         "PreTrainedTokenizerBase",
-        _from_pretrained(AutoTokenizer.from_pretrained, name, revision=revision),
+        _from_pretrained(
+            AutoTokenizer.from_pretrained, name, revision=revision, **_tokenizer_options(config)
+        ),
     )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # transformers builds an empty tokenizer of the config's architecture when it finds no file.
@@ -62,15 +72,19 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
         raise CheckpointError(f"{name} can't be loaded", [problem])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    config = None
     if isinstance(settings, ScratchModelSettings):
         config = new_config(settings, tokenizer)
-    elif _has_config(name):
-        config = load_config_of(settings)
     context = None if config is None else context_length(config)
     if context is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     return tokenizer
+
+
+def _tokenizer_options(config: PreTrainedConfig | None) -> dict[str, object]:
+    # A ChatGLM tokenizer is of a family; it would read config.json anew, without `model.config`.
+    if config is None or config.model_type != "chatglm":
+        return {}
+    return {"config": config, "family": cast("Any", config).family}
 
 
 def load_config_of(settings: ModelSettings) -> PreTrainedConfig:
@@ -121,8 +135,8 @@ def load_causal_lm(
         The model in evaluation mode. Quantized models come with every parameter frozen.
 
     Raises:
-        CheckpointError: The checkpoint is missing, damaged or incomplete, has no safetensors, or
-            needs its own code.
+        CheckpointError: The checkpoint is missing, damaged or incomplete, has no weights that are
+            safe to read, or needs its own code.
         ConfigError: `model.config` or `model.quantization` does not fit the checkpoint.
     """
     place = torch.device(device) if device is not None else PartialState().device
@@ -203,7 +217,7 @@ def new_config(
 
 def _cant_build(settings: ScratchModelSettings, error: Exception) -> CheckpointError:
     place = f"model.architecture={settings.architecture}"
-    found = str(error) if isinstance(error, ValueError) else _one_line(error)
+    found = str(error) if isinstance(error, ValueError) else one_line(error)
     problem = Problem("", place, found, "see the architecture's config in transformers")
     return CheckpointError("the model can't be built", [problem])
 
@@ -271,15 +285,16 @@ def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
             Problem("", key, "it needs Python code of its own, which is never run", todo)
         ]
     if Path(name).is_dir():
-        todo = "it needs config.json, model.safetensors and the tokenizer's files, whole"
-        return f"the folder {name} can't be loaded", [Problem(name, key, _one_line(error), todo)]
+        found, todo = explain_damage(Path(name), error)
+        return f"the folder {name} can't be loaded", [Problem(name, key, found, todo)]
     if "safetensors" in text:
         todo = "choose a revision with model.safetensors, or convert the weights"
         return f"{name} can't be loaded", [
             Problem("", key, "it has no safetensors weights; pickles are never read", todo)
         ]
+    embedded = next(path for part, path in EMBEDDED_CHECKPOINTS.items() if part in name.lower())
     todo = (
-        f"to run without network, add model.checkpoint={EMBEDDED_CHECKPOINT} to the command; for "
+        f"to run without network, add model.checkpoint={embedded} to the command; for "
         "a private model run `hf auth login`; for a folder of your own, check the path"
     )
     reason = _root_cause(error) if hub_is_reachable() else "the Hub can't be reached from here"
@@ -291,16 +306,11 @@ def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return _one_line(error)
+    return one_line(error)
 
 
 def _only_local(name: str) -> bool:
     return Path(name).is_dir() or not hub_is_reachable()
-
-
-def _one_line(error: BaseException) -> str:
-    line = " ".join(str(error).split())
-    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
 
 
 def _has_config(name: str) -> bool:

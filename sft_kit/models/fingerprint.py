@@ -9,9 +9,11 @@ from transformers.utils.hub import cached_file
 
 from sft_kit.config.checkpoint_header import model_type
 from sft_kit.errors import CheckpointError
+from sft_kit.models.weight_files import loaded_files
 from sft_kit.settings import ModelSettings
 
 _SAMPLE_BYTES = 4096
+_ZIP = b"PK\x03\x04"
 
 
 def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path | None:
@@ -40,22 +42,22 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path | No
 def fingerprint(folder: Path) -> str:
     """Hash a checkpoint's weights: every tensor's name, type, shape and first bytes.
 
-    Reads 4 KiB of each tensor, so that it costs the same seconds for any size of model. Without
-    safetensors, the `.bin` files are hashed: they are zip archives with a checksum of every entry.
+    Reads 4 KiB of each tensor, so that it costs the same seconds for any size of model. Pickles
+    have no such header: hashed are the checksums in the zip archives that they are, and those of
+    torch before 1.6, which are none, whole.
 
     Returns:
         sha256 as 64 hexadecimal digits.
 
     Raises:
-        CheckpointError: A file is damaged.
+        CheckpointError: A file is damaged or gone.
     """
     digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     try:
-        for path in files:
-            hash_file = _hash_tensors if path.suffix == ".safetensors" else _hash_archive
+        for path in loaded_files(folder):
+            hash_file = _hash_tensors if path.suffix == ".safetensors" else _hash_pickle
             hash_file(path, digest)
-    except (ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise CheckpointError(
             f"{path} is damaged: its header can't be read; bring back the file as it was"
         ) from error
@@ -76,7 +78,12 @@ def _hash_tensors(path: Path, digest: "hashlib._Hash") -> None:
             digest.update(file.read(min(_SAMPLE_BYTES, end - begin)))
 
 
-def _hash_archive(path: Path, digest: "hashlib._Hash") -> None:
+def _hash_pickle(path: Path, digest: "hashlib._Hash") -> None:
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:  # how torch tells, too
+            file.seek(0)
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+            return
     with ZipFile(path) as archive:
         for entry in sorted(archive.infolist(), key=lambda entry: entry.filename):
             # torch begins every name with the name the file had when it was saved.

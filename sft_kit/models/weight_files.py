@@ -1,12 +1,22 @@
 """Which files a checkpoint's weights are read from: safetensors, and ChatGLM's pickles."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 from transformers.utils.hub import cached_file
+
+from sft_kit.config.checkpoint_header import config_of
+from sft_kit.errors import CheckpointError, Problem
 
 PICKLED_FAMILIES = frozenset({"chatglm"})
 """Model types published as `.bin` only.
@@ -37,7 +47,11 @@ def find_weight_files(
         config: Its config.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Look at this machine's files only.
+
+    Raises:
+        CheckpointError: The weights are said to be outside of the checkpoint's folder.
     """
+    refuse_outside_shards(checkpoint, revision=revision, local_files_only=local_files_only)
     has_pickles = config.model_type in PICKLED_FAMILIES
     if not has_pickles or _has_safetensors(checkpoint, revision, local_files_only):
         return WeightFiles(checkpoint, use_safetensors=True)
@@ -46,10 +60,84 @@ def find_weight_files(
     folder = snapshot_download(
         checkpoint,
         revision=revision,
-        allow_patterns=["config.json", "generation_config.json", "*.bin", "*.bin.index.json"],
+        # A wider pattern would fetch what a training script left, such as training_args.bin.
+        allow_patterns=[
+            "config.json", "generation_config.json", "pytorch_model*.bin", WEIGHTS_INDEX_NAME
+        ],
         local_files_only=local_files_only,
-    )
+    )  # fmt: skip
     return WeightFiles(str(folder), use_safetensors=False)
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """List the files that transformers reads a checkpoint's weights from, and no others.
+
+    Returns:
+        The first of these that is there: the file that config.json names, `model.safetensors`, the
+        shards of its index, `pytorch_model.bin`, the shards of its index. Sorted by name.
+
+    Raises:
+        CheckpointError: The index is damaged or names files outside of the folder.
+    """
+    own = config_of(folder).get("transformers_weights")
+    names = [own] if isinstance(own, str) else []
+    names += [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        return []
+    if path.suffix != ".json":
+        return [path]
+    shards = _shard_names(path)
+    if not shards:
+        todo = "bring back the file as it was"
+        problem = Problem(str(path), "weight_map", "it names no files", todo)
+        raise CheckpointError(f"{path} is damaged", [problem])
+    return [path.parent / name for name in shards]
+
+
+def refuse_outside_shards(checkpoint: str, **download: Any) -> None:  # noqa: ANN401 - passed on
+    """Check, before they are read, that the files in a checkpoint's index lie beside it.
+
+    Args:
+        checkpoint: Hub id or folder.
+        **download: Where to look for it, as for `from_pretrained`: `revision`, `subfolder`, ...
+
+    Raises:
+        CheckpointError: An index names a file with a folder.
+    """
+    if Path(checkpoint).is_dir():
+        place = Path(checkpoint, download.get("subfolder", ""))
+        indexes = sorted(place.glob("*.index*.json"))  # those of variants too
+    else:
+        found = [
+            cached_file(
+                checkpoint,
+                name,
+                **download,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
+        ]
+        indexes = [Path(path) for path in found if path is not None]
+    for index in indexes:
+        _shard_names(index)
+
+
+def _shard_names(index: Path) -> list[str]:
+    """Sorted names of the shards; none where the index is damaged."""
+    try:
+        names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    outside = sorted(name for name in names if Path(name).name != name or name == "..")
+    if outside:
+        found = f"found {outside[0]!r}; accepts names of files in the same folder"
+        todo = "copy the checkpoint anew, or put the files into its folder and name them there"
+        problem = Problem(str(index), "weight_map", found, todo)
+        raise CheckpointError("the checkpoint's weights lie outside of its folder", [problem])
+    return sorted(names)
 
 
 def _has_safetensors(checkpoint: str, revision: str | None, local_files_only: bool) -> bool:

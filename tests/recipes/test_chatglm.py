@@ -1,5 +1,6 @@
 """The ChatGLM recipe on tiny checkpoints in the original format, packed and not."""
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -11,18 +12,19 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GlmForCausalLM
 
 import sft_kit.models.chatglm  # noqa: F401  (all that plain transformers and PEFT need)
-from sft_kit.artifacts import load_run
+from sft_kit.artifacts import load_run, merge_and_save
 from sft_kit.data.templates import encode_prompt
 from sft_kit.errors import ConfigError
 from sft_kit.inference.generate import generate
 from sft_kit.settings import SampleSettings
 
-from .conftest import Words, run
+from .conftest import RECIPES, Words, run
 from .test_recipes import ADAPTER, RECORD, TOKENIZER, checkpoints, files_in
 
+REPOSITORY = RECIPES.parent
 STEM = "sft_chatglm2_int4_lora"
 PROMPT = [{"role": "user", "content": "What does a cow eat?"}]
 IDS = torch.tensor([[461, 463, 318, 327, 401, 328, 313, 375, 13, 13, 277]])
@@ -109,6 +111,7 @@ def test_the_code_of_the_card_gives_the_logits_of_the_run(packed_run: Path, chat
     text = (packed_run / "README.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     assert "import sft_kit.models.chatglm" in code
+    assert "| quantization | int4 |" in text
     code = code.replace("path/to/this/folder", str(packed_run))
     code = code.replace('"chatglm2_tiny_int4"', repr(str(chatglm_fixtures / "chatglm2_tiny_int4")))
     names: dict[str, object] = {}
@@ -131,14 +134,6 @@ def test_a_run_folder_chats_in_the_original_prompt_format(packed_run: Path, chat
     messages = [*history, {"role": "user", "content": question}]
     ids = encode_prompt(loaded.tokenizer, loaded.template, messages)
     assert ids == expected["build_prompt_ids"]["1"]
-    (reply,) = generate(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.template,
-        [messages],
-        SampleSettings(max_new_tokens=3),
-    )
-    assert len(reply.ids) <= 3
 
 
 def test_a_resumed_run_ends_bit_identical_to_the_straight_one(
@@ -194,3 +189,58 @@ def test_what_does_not_fit_is_refused_before_training(
     with pytest.raises(ConfigError, match=words):
         run_recipe(STEM, settings | change | {"train.output_dir": folder})
     assert not folder.exists()
+
+
+def test_the_embedded_checkpoint_learns_to_stop_and_merges(tmp_path: Path):
+    folder, merged = tmp_path / "run", tmp_path / "merged"
+    settings: Words = {
+        "model.checkpoint": REPOSITORY / "data" / "checkpoints" / "tiny-chatglm2-int4",
+        "data.path": REPOSITORY / "data" / "instructions.jsonl",
+        "data.num_rows": 64,
+        "train.learning_rate": 1e-2,
+        "train.max_steps": 24,
+        "train.save_strategy": "no",
+        "train.eval_strategy": "no",
+        "train.disable_tqdm": "true",
+        "train.output_dir": folder,
+    }
+    run(STEM, settings)
+    prompts = [[{"role": "user", "content": "What does a cow eat?"}]]
+    loaded = load_run(str(folder))
+    (reply,) = generate(loaded.model, loaded.tokenizer, loaded.template, prompts, SampleSettings())
+    assert reply.stopped
+    assert "cow" in reply.text
+    merge_and_save(str(folder), merged)
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert type(plain) is GlmForCausalLM
+    again = generate(plain, loaded.tokenizer, loaded.template, prompts, SampleSettings())
+    assert [answer.ids for answer in again] == [reply.ids]
+
+
+def test_a_stretched_context_is_remembered_by_the_run(
+    settings: Words, chatglm_fixtures: Path, tmp_path: Path
+):
+    base, folder = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(chatglm_fixtures / "chatglm2_tiny_int4", base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rope_ratio": 4}))
+    changes = {
+        "model.checkpoint": base,
+        "model.config": "{rope_mode: theta}",  # not what the checkpoint's name says
+        "train.max_steps": 1,
+        "train.warmup_steps": 0,
+        "train.output_dir": folder,
+    }
+    run(STEM, settings | changes)
+    assert json.loads((folder / "metrics.json").read_text())["reload_max_logit_difference"] == 0
+    parameters = load_run(str(folder)).model.config.rope_parameters
+    assert (parameters["rope_type"], parameters["rope_theta"]) == ("default", 40000.0)
+    assert "rope_mode='theta'" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_takes_the_same_steps_as_that_of_gpt2():
+    bodies = [
+        ast.dump(ast.Module(ast.parse((RECIPES / f"{stem}.py").read_text("utf-8")).body[1:], []))
+        for stem in (STEM, "sft_gpt2_lora")
+    ]
+    assert bodies[0] == bodies[1]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,13 +17,15 @@ from typer.testing import CliRunner
 
 import sft_kit.artifacts
 from sft_kit import __version__
-from sft_kit.artifacts import LoadOptions
+from sft_kit.artifacts import LoadOptions, load_named
 from sft_kit.cli import app, main
 from sft_kit.config import json_schema
 from sft_kit.data.templates import choose_template, encode_prompt
 from sft_kit.inference.generate import generate
 from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_causal_lm
+from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
+from sft_kit.models.merging import probe_logits
 from sft_kit.settings import ModelSettings, SampleSettings
 
 RECIPE = '''"""A recipe."""
@@ -386,8 +389,13 @@ def test_generate_with_a_checkpoint_hands_over_its_options(call, gpt2_checkpoint
     code, out, err = call(
         "generate", gpt2_checkpoint, "--prompt", "hello", "--max-new-tokens", "3",
         "--adapter", "a", "--quantization", "int8", "--dtype", "bfloat16", "--fast-int4",
+        "--config", "rope_mode=linear", "--config", "rope_ratio = 4", "--config", "family='2e1'",
+        "--config", "pad=",
     )  # fmt: skip
-    assert asked == [LoadOptions(None, Path("a"), "int8", "bfloat16", fast_int4=True)]
+    config = {"rope_mode": "linear", "rope_ratio": 4, "family": "2e1", "pad": None}
+    options = LoadOptions(None, Path("a"), "int8", "bfloat16", fast_int4=True, config=config)
+    assert asked == [options]
+    assert type(asked[0].config["rope_ratio"]) is int
     assert (code, out != "") == (0, True)
     note = f"note: {gpt2_checkpoint} has no chat template; prompts are written as human-assistant"
     assert err == f"{note}\n"
@@ -410,15 +418,93 @@ def test_generate_refuses_a_quantization_it_does_not_know(call, gpt2_checkpoint)
 
 def test_a_chatglm_checkpoint_answers_from_its_original_folder(call, chatglm_fixtures):
     folder = chatglm_fixtures / "chatglm2_tiny_int4"
-    code, out, err = call("generate", folder, "--prompt", "你好", "--max-new-tokens", "4", "--json")
+    command = ["generate", folder, "--prompt", "你好", "--max-new-tokens", "4", "--json"]
+    code, out, err = call(*command)
     assert (code, err) == (0, "")
-    (row,) = json.loads(out)
-    assert row["num_tokens"] <= 4
+    (reply,) = answers(load_named(str(folder), LoadOptions()), ["你好"], max_new_tokens=4)
+    assert len(reply.ids) == 4
+    assert json.loads(out) == [
+        {"prompt": "你好", "reply": reply.text, "stopped": reply.stopped, "num_tokens": 4}
+    ]
+
+
+def test_fast_int4_answers_with_the_kernel(call, chatglm_fixtures, monkeypatch):
+    folder = chatglm_fixtures / "chatglm2_tiny_int4"
+    loaded = []
+
+    def load_and_keep(name, options):
+        loaded.append(load_named(name, options))
+        return loaded[-1]
+
+    monkeypatch.setattr(sft_kit.artifacts, "load_named", load_and_keep)
     code, out, err = call(
         "generate", folder, "--prompt", "你好", "--max-new-tokens", "4", "--json", "--fast-int4"
     )
     assert (code, err) == (0, "")
-    assert json.loads(out)[0]["prompt"] == "你好"
+    layers = [m for m in loaded[0].model.modules() if isinstance(m, RowwiseQuantLinear)]
+    assert len(layers) == 12
+    assert all(layer.no_grad_product is not None for layer in layers)
+    fast = load_named(str(folder), LoadOptions(fast_int4=True))
+    (reply,) = answers(fast, ["你好"], max_new_tokens=4)
+    assert [json.loads(out)[0][key] for key in ("reply", "num_tokens")] == [reply.text, 4]
+
+
+@pytest.fixture
+def nameless_chatglm(tmp_path, chatglm_fixtures):
+    """A ChatGLM2 checkpoint with a stretched context; nothing tells its family."""
+    folder = tmp_path / "model"
+    shutil.copytree(chatglm_fixtures / "chatglm2_tiny_fp16", folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["_name_or_path"]
+    (folder / "config.json").write_text(json.dumps(config | {"rope_ratio": 4}))
+    return folder
+
+
+def test_a_checkpoint_that_does_not_tell_its_family_answers_once_it_is_said(call, nameless_chatglm):
+    command = ["generate", nameless_chatglm, "--prompt", "你好", "--max-new-tokens", "8", "--json"]
+    code, _, err = call(*command)
+    assert code == 2
+    assert "rope_ratio: found 4, and nothing tells whether this is ChatGLM2 or ChatGLM3" in err
+    code, out, err = call(*command, "--config", "rope_mode=linear")
+    assert (code, err) == (0, "")
+    expected = load_named(str(nameless_chatglm), LoadOptions(config={"rope_mode": "linear"}))
+    (reply,) = answers(expected, ["你好"], max_new_tokens=8)
+    assert json.loads(out)[0]["reply"] == reply.text
+
+
+def test_a_checkpoint_that_does_not_tell_its_family_is_merged_once_it_is_said(
+    call, nameless_chatglm, tmp_path
+):
+    assert call("merge", nameless_chatglm, "--output", tmp_path / "none")[0] == 2
+    found = {}
+    for mode in ("linear", "theta"):
+        output = tmp_path / mode
+        command = ["merge", nameless_chatglm, "--output", output, "--config", f"rope_mode={mode}"]
+        assert call(*command)[0] == 0
+        rope = json.loads((output / "config.json").read_text())["rope_parameters"]
+        assert rope["rope_theta"] == {"linear": 10000, "theta": 40000}[mode]
+        assert rope.get("factor") == {"linear": 4, "theta": None}[mode]
+        found[mode] = probe_logits(load_causal_lm(ModelSettings(str(output))))
+    assert (found["linear"] - found["theta"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "merge"])
+def test_fields_that_can_not_be_read_are_all_reported(call, gpt2_checkpoint, command, tmp_path):
+    needed = {"generate": ["--prompt", "x"], "merge": ["--output", tmp_path / "x"]}
+    words = ["a", "=1", "b=[1, 2]", "c={", "d=.inf", "e=1", "e=2"]
+    options = [part for word in words for part in ("--config", word)]
+    code, out, err = call(command, gpt2_checkpoint, *needed.get(command, []), *options)
+    assert (code, out) == (2, "")
+    for line in (
+        "--config a: accepts KEY=VALUE",
+        "--config =1: accepts KEY=VALUE",
+        "--config b=[1, 2]: accepts a number, text, true, false or null",
+        "--config c={: found broken YAML",
+        "--config d=.inf: accepts finite numbers",
+        "--config e=2: found a second time (keep one of them)",
+    ):
+        assert f"  command line: {line}" in err
+    assert "--config e=1" not in err
 
 
 def test_merge_prints_what_it_measured_and_writes_a_model_to_chat_with(

@@ -22,11 +22,8 @@ from sft_kit.models.chatglm.old_adapters import (
     ADAPTER_PREFIX,
     CARRIED_SETTINGS,
     OldAdapter,
-    has_old_names,
     read_old_adapter,
 )
-
-__all__ = ["convert_adapter", "has_old_names"]
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 from transformers import AutoConfig, GlmConfig
 
 from sft_kit.models.chatglm.family import DEFAULT_FAMILY, Family
+from sft_kit.models.chatglm.foreign_code import TOKENIZER_CLASS, refuse_tokenizer_code
 from sft_kit.models.chatglm.original_config import (
     ORIGINAL_FIELDS,
     ORIGINAL_NAMES,
@@ -30,8 +31,8 @@ class ChatGLMConfig(GlmConfig):
             family.
 
     Raises:
-        CheckpointError: Fields are missing or have no equivalent in the GLM architecture; all of
-            them at once.
+        CheckpointError: Fields are missing or have no equivalent in the GLM architecture, all of
+            them at once; or the checkpoint's own code would be run for its tokenizer.
     """
 
     model_type: ClassVar[str] = "chatglm"
@@ -43,7 +44,14 @@ class ChatGLMConfig(GlmConfig):
 
     def __init__(self, **fields: object) -> None:
         native = to_native(fields)
+        if fields.get("name_or_path"):
+            commit = fields.get("_commit_hash")
+            refuse_tokenizer_code(
+                str(fields["name_or_path"]), None if commit is None else str(commit)
+            )
         super().__init__(**native)
+        # The Auto classes take it where there is no tokenizer_config.json.
+        self.tokenizer_class = TOKENIZER_CLASS
         self.eos_token_id = native["eos_token_id"]  # GlmConfig puts GLM-4's ids in place of None
 
     @classmethod

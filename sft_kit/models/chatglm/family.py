@@ -1,10 +1,13 @@
 """ChatGLM2 or ChatGLM3: one architecture, two prompt formats and two meanings of `rope_ratio`."""
 
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from transformers.utils import logging
+
+from sft_kit.config.checkpoint_header import config_of
 from sft_kit.errors import CheckpointError, Problem
 
 Family = Literal["chatglm2", "chatglm3"]
@@ -15,7 +18,7 @@ _NAME = re.compile(r"chatglm[-_ ]?([23])(?!\d)", re.IGNORECASE)
 
 
 def detect_family(folder: Path | None, name: str = "", explicit: str | None = None) -> Family:
-    """Tell which family a checkpoint belongs to; ChatGLM2 where nothing tells.
+    """Tell which family a checkpoint belongs to; ChatGLM2, with a warning, where nothing tells.
 
     Args:
         folder: Folder of the checkpoint. Its files are read as text, nothing in it is run.
@@ -25,19 +28,30 @@ def detect_family(folder: Path | None, name: str = "", explicit: str | None = No
     Raises:
         CheckpointError: `explicit` is no family.
     """
-    return known_family(folder, name, explicit) or DEFAULT_FAMILY
+    return known_family(folder, name, explicit) or default_family(str(folder or name))
+
+
+def default_family(checkpoint: str) -> Family:
+    """Take a checkpoint as ChatGLM2, and warn of it once."""
+    logging.get_logger(__name__).warning_once(
+        f"nothing tells whether {checkpoint} is ChatGLM2 or ChatGLM3; taken as ChatGLM2. "
+        "If it is ChatGLM3, pass family='chatglm3' (model.config.family in a recipe)"
+    )
+    return DEFAULT_FAMILY
 
 
 def known_family(folder: Path | None, name: str = "", explicit: str | None = None) -> Family | None:
     """Tell the family, or None where nothing tells; arguments as in `detect_family`.
 
     In this order: the argument, the field `family` that this package writes into config.json, the
-    role tokens in the tokenizer's code, the name in config.json, the name of the folder.
+    role tokens in the tokenizer's code, the name given, the names in config.json (its own, and
+    those of repositories in `auto_map`), the name of the folder. Files are looked up in the folder
+    only: of a Hub id, which is no folder, the name is all that counts.
 
     Raises:
         CheckpointError: The family given, or the one in config.json, is none.
     """
-    config = {} if folder is None else _read_config(folder / "config.json")
+    config = {} if folder is None else config_of(folder)
     for where, found in (("", explicit), (f"{folder}/config.json", config.get("family"))):
         if found is not None:
             return _checked(found, where)
@@ -45,8 +59,18 @@ def known_family(folder: Path | None, name: str = "", explicit: str | None = Non
     if code is not None and code.is_file():
         text = code.read_text(encoding="utf-8", errors="replace")
         return "chatglm3" if _ROLE_TOKEN in text else "chatglm2"
-    names = (name, str(config.get("_name_or_path", "")), "" if folder is None else folder.name)
+    names = (name, *published_names(config), "" if folder is None else folder.name)
     return next(filter(None, map(_family_in, names)), None)
+
+
+def published_names(config: Mapping[str, object]) -> list[str]:
+    """Names in a config.json that may tell where its checkpoint comes from.
+
+    Re-saved folders have them in `auto_map`: "THUDM/chatglm3-6b--configuration_chatglm....".
+    """
+    code = config.get("auto_map")
+    places = code.values() if isinstance(code, Mapping) else ()
+    return [str(config.get("_name_or_path") or ""), *map(str, places)]
 
 
 def _checked(found: object, where: str) -> Family:
@@ -60,12 +84,3 @@ def _checked(found: object, where: str) -> Family:
 def _family_in(name: str) -> Family | None:
     match = _NAME.search(name)
     return cast("Family", f"chatglm{match[1]}") if match else None
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    # Whoever loads the model reads the file again and says what is wrong with it.
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

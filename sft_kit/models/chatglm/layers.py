@@ -7,13 +7,16 @@ from types import MappingProxyType
 from peft import LoraConfig
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
-from sft_kit.config.layer_names import CHATGLM_LAYERS, chatglm_layer_names
+from sft_kit.config.layer_names import (
+    CHATGLM_BLOCK_LAYERS,
+    CHATGLM_OUTER_LAYERS,
+    chatglm_layer_names,
+)
 
 _SHORT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        **CHATGLM_LAYERS,
-        "word_embeddings": ("embed_tokens",),
-        "output_layer": ("lm_head",),
+        original.rpartition(".")[2]: tuple(part.rpartition(".")[2] for part in parts)
+        for original, parts in {**CHATGLM_BLOCK_LAYERS, **CHATGLM_OUTER_LAYERS}.items()
     }
 )
 _TARGETS_OF_PEFT = ("query_key_value",)
@@ -70,7 +73,24 @@ def _rename_list(targets: Iterable[str], names: Mapping[str, tuple[str, ...]]) -
 def _rename_keys(
     pattern: Mapping[str, int], names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, int]:
-    return {part: value for key, value in pattern.items() for part in _parts(key, names)}
+    return {_renamed_key(key, names): value for key, value in pattern.items()}
+
+
+def _renamed_key(key: str, names: Mapping[str, tuple[str, ...]]) -> str:
+    """Make an expression for the layers whose names, original or native, end in what a key matches.
+
+    One key each: PEFT takes the first that matches a layer, and warns of those that match none.
+
+    Source: peft, utils/other.py, `get_pattern_key`.
+    """
+    if key in _SHORT_NAMES:
+        return "|".join(_SHORT_NAMES[key])
+    try:
+        expression = re.compile(rf"(.*\.)?({key})$")
+    except re.error:
+        return key  # PEFT refuses it
+    found = [part for name in names if expression.match(name) for part in names[name]]
+    return "|".join([*found, key]) if found else key
 
 
 def _parts(target: str, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -30,13 +30,16 @@ from transformers.core_model_loading import Split, WeightConverter, WeightRenami
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.utils.hub import cached_file
 
+from sft_kit.config.layer_names import CHATGLM_BLOCK_LAYERS, CHATGLM_OUTER_LAYERS
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.chatglm.configuration import ChatGLMConfig
 from sft_kit.models.chatglm.original_config import QUANT_METHOD
 from sft_kit.models.chatglm.sentencepiece_model import count_pieces
+from sft_kit.models.weight_files import refuse_outside_shards
 
 PUBLISHED_VOCABULARY = 65024
 PUBLISHED_PIECES = 64789
+_SCALE = ".weight_scale"
 _USER_OFFSET, _OBSERVATION_OFFSET = 6, 8
 
 
@@ -69,10 +72,13 @@ class ChatGLMForCausalLM(GlmForCausalLM):
 
         Raises:
             CheckpointError: The checkpoint holds weights that would silently be left out, lacks
-                those that its config promises, or is to be quantized though it is packed.
+                some that the model needs, names files outside of its folder, or is to be quantized
+                though it is packed.
         """
         name = str(pretrained_model_name_or_path)
         _refuse_second_quantization(name, options)
+        if pretrained_model_name_or_path is not None:
+            refuse_outside_shards(name, **_download_options(options))
         with_report = options.pop("output_loading_info", False)
         # transformers would run custom_generate/generate.py of the folder where code is trusted.
         options["trust_remote_code"] = False
@@ -82,7 +88,7 @@ class ChatGLMForCausalLM(GlmForCausalLM):
             **cast("dict[str, Any]", options | {"output_loading_info": True}),
         )
         model, report = cast("tuple[Self, dict[str, set[str]]]", loaded)
-        _refuse_other_weights(name, report)
+        _refuse_other_weights(name, report, is_packed(model))
         if getattr(model.generation_config, "_from_model_config", False):
             pieces = _find_pieces(model.config.name_or_path, options)
             model.generation_config = default_generation(model.config, pieces)
@@ -207,11 +213,10 @@ def default_generation(config: ChatGLMConfig, num_pieces: int | None = None) -> 
 
 
 def _find_pieces(name: str | None, options: Mapping[str, object]) -> int | None:
-    download = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     path = cached_file(
         str(name),
         "tokenizer.model",
-        **{key: options[key] for key in download if key in options},
+        **_download_options(options),
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -219,8 +224,14 @@ def _find_pieces(name: str | None, options: Mapping[str, object]) -> int | None:
     return None if path is None else count_pieces(Path(path))
 
 
-def _refuse_other_weights(name: str, report: Mapping[str, Iterable[str]]) -> None:
+def _download_options(options: Mapping[str, object]) -> dict[str, Any]:
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {key: options[key] for key in names if key in options}
+
+
+def _refuse_other_weights(name: str, report: Mapping[str, Iterable[str]], is_packed: bool) -> None:
     unexpected, missing = sorted(report["unexpected_keys"]), sorted(report["missing_keys"])
+    scales = [key for key in unexpected if key.endswith(_SCALE)]
     checks = (
         (
             [key for key in unexpected if "prefix_encoder." in key],
@@ -228,14 +239,24 @@ def _refuse_other_weights(name: str, report: Mapping[str, Iterable[str]]) -> Non
             "take the checkpoint that it was trained on, and train a LoRA adapter",
         ),
         (
-            [key for key in unexpected if key.endswith(".weight_scale")],
+            [] if is_packed else scales,
             "found quantized weights without quantization_bit; accepts 4 or 8 for them",
             "set it in config.json to what the weights were quantized to",
         ),
         (
-            [key for key in missing if key.endswith(".weight_scale")],
+            scales if is_packed else [],
+            "found quantized weights for a layer that the model does not pack",
+            "copy config.json and the weights from the same checkpoint",
+        ),
+        (
+            [key for key in missing if key.endswith(_SCALE)],
             "found quantization_bit and weights that are not quantized",
             "take quantization_bit out of config.json",
+        ),
+        (
+            [key for key in missing if not key.endswith(_SCALE)],
+            "found no such weights",
+            "copy the checkpoint anew, it is incomplete",
         ),
     )
     problems = [
@@ -261,24 +282,24 @@ def _refuse_unlike_glm(model: ChatGLMForCausalLM) -> None:
 
 
 def _register() -> None:
-    fused, split = ".self_attention.query_key_value.", ("q_proj", "k_proj", "v_proj")
     names = {
-        "transformer.embedding.word_embeddings.": "model.embed_tokens.",
         "transformer.encoder.layers.": "model.layers.",
         "transformer.encoder.final_layernorm.": "model.norm.",
-        "transformer.output_layer.": "lm_head.",
-        ".self_attention.dense.": ".self_attn.o_proj.",
-        ".mlp.dense_h_to_4h.": ".mlp.gate_up_proj.",
-        ".mlp.dense_4h_to_h.": ".mlp.down_proj.",
+        **{f"{original}.": f"{name}." for original, (name,) in CHATGLM_OUTER_LAYERS.items()},
     }
+    cut: dict[str, list[str]] = {}
+    for original, parts in CHATGLM_BLOCK_LAYERS.items():
+        if len(parts) == 1:
+            names[f".{original}."] = f".{parts[0]}."
+        else:
+            cut[f".{original}."] = [f".{part}." for part in parts]
     # By the name of the class: PEFT looks for conversions of adapters under the model type.
     register_checkpoint_conversion_mapping(
         "ChatGLMForCausalLM",
         [WeightRenaming(original, native) for original, native in names.items()]
         + [
-            WeightConverter(
-                fused + kind, [f".self_attn.{name}.{kind}" for name in split], [Split(dim=0)]
-            )
+            WeightConverter(whole + kind, [part + kind for part in parts], [Split(dim=0)])
+            for whole, parts in cut.items()
             for kind in ("weight", "bias")
         ],
         overwrite=True,

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +16,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sft_kit.config.checkpoint_header import read_header
 from sft_kit.errors import CheckpointError, Problem
 
 ADAPTER_PREFIX = "base_model.model."
@@ -98,7 +99,7 @@ def has_old_names(folder: Path) -> bool:
     """
     if _read_settings(folder).get("peft_type") in _PROMPT_KINDS:
         return True
-    return any(name.startswith(f"{ADAPTER_PREFIX}transformer.") for name in _read_tensors(folder))
+    return any(name.startswith(f"{ADAPTER_PREFIX}transformer.") for name in _tensor_names(folder))
 
 
 def read_old_adapter(folder: Path) -> OldAdapter:
@@ -130,6 +131,12 @@ def _read_settings(folder: Path) -> dict[str, object]:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} can't be read: it holds no settings")
     return settings
+
+
+def _tensor_names(folder: Path) -> Iterable[str]:
+    header = read_header(folder / SAFETENSORS_WEIGHTS_NAME)
+    # Without one it is a pickle, which has no header, or damaged, which reading it explains.
+    return _read_tensors(folder) if header is None else header
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:

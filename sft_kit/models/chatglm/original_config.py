@@ -12,7 +12,13 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from sft_kit.errors import CheckpointError, Problem
-from sft_kit.models.chatglm.family import DEFAULT_FAMILY, Family, known_family
+from sft_kit.models.chatglm.family import (
+    DEFAULT_FAMILY,
+    Family,
+    default_family,
+    known_family,
+    published_names,
+)
 
 RopeMode = Literal["auto", "theta", "linear"]
 
@@ -90,7 +96,7 @@ _SIZES = (
     "max_position_embeddings",
 )
 _CONSUMED = frozenset({"auto_map", "_name_or_path", "quantization_bit"})
-_NOT_ORIGINAL = ("rope_parameters", "hidden_act", "initializer_range")
+_NOT_ORIGINAL = ("rope_parameters", "hidden_act", "initializer_range", "tokenizer_class")
 _SUMMARY = "this ChatGLM config can't be used"
 
 
@@ -269,7 +275,8 @@ def _derived(
     ratio, mode = native["rope_ratio"], native["rope_mode"]
     if rope_problems := _rope_problems(ratio, mode, known):
         return derived, [*problems, *rope_problems]
-    derived["family"] = known or DEFAULT_FAMILY
+    place = raw.get("name_or_path")  # absent where a config is made, not read
+    derived["family"] = known or (default_family(str(place)) if place else DEFAULT_FAMILY)
     if mode == "auto":
         mode = "theta" if known == "chatglm3" else "linear"
     derived["rope_parameters"] = rope_parameters(float(ratio), mode)
@@ -280,7 +287,7 @@ def _known_family(raw: Mapping[str, object]) -> Family | None:
     place = Path(str(raw["name_or_path"])) if raw.get("name_or_path") else None
     folder = place.parent if place is not None and place.suffix == ".json" else place
     explicit = raw.get("family")
-    name = str(raw.get("_name_or_path") or "")
+    name = " ".join(published_names(raw))
     return known_family(folder, name, None if explicit is None else str(explicit))
 
 
@@ -293,7 +300,10 @@ def _rope_problems(ratio: object, mode: object, known: Family | None) -> list[Pr
     if mode == "auto" and ratio != 1 and known is None:
         # Wrong angles make no error, only a bad model; the field alone can't tell.
         message = f"found {_json(ratio)}, and nothing tells whether this is ChatGLM2 or ChatGLM3"
-        todo = "pass rope_mode='linear' (as chatglm2-6b-32k) or rope_mode='theta' (chatglm3-6b-32k)"
+        todo = (
+            "set rope_mode='linear' (as chatglm2-6b-32k) or rope_mode='theta' (chatglm3-6b-32k): "
+            "model.config.rope_mode=... in a recipe, --config rope_mode=... in a command"
+        )
         return [Problem("", "rope_ratio", message, todo)]
     return []
 

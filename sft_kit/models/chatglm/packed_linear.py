@@ -114,6 +114,11 @@ class RowwiseQuantLinear(nn.Linear):
             param = fixed
         super().register_parameter(name, param)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled layer; pickles hold the weight as a plain parameter."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.weight = self.weight  # registers it anew
+
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
         return f"{super().extra_repr()}, bits={self.bits}"
@@ -153,8 +158,11 @@ def _moved(parameter: nn.Parameter, fn: Callable[[Tensor], Tensor]) -> nn.Parame
 class _FixedWeight(nn.Parameter):
     """A packed weight whose `data` takes no new values.
 
-    PEFT's `merge(safe_merge=True)` casts an adapter to int8, which leaves next to nothing of it,
-    and writes that to `data`. With 4 bits the shapes differ, with 8 bits nothing else would fail.
+    PEFT's merging casts an adapter to int8, which leaves next to nothing of it, and writes that to
+    `data`. Some of it torch refuses by itself. Nothing else would fail for 8 bits with
+    `safe_merge=True`, and for DoRA: 8 bits always, 4 bits with `safe_merge=True`.
+
+    The layer moves to another device by making a new parameter.
     """
 
     @property
@@ -163,7 +171,7 @@ class _FixedWeight(nn.Parameter):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        if value.device == self.device and value.data_ptr() != self.data_ptr():
+        if value.data_ptr() != self.data_ptr():
             message = "found new values for a packed weight; accepts none"
             todo = "call model.dequantize() before merging an adapter"
             raise CheckpointError("packed weights don't change", [Problem("", "", message, todo)])

@@ -1,6 +1,7 @@
 """A merged model stands for itself: plain transformers loads it, nothing is lost on the way."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,12 +97,24 @@ def test_the_folder_holds_a_model_a_tokenizer_and_a_card_and_nothing_else(
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja", "README.md",
     }  # fmt: skip
-    assert {path.stat().st_mode & 0o777 for path in output.iterdir()} == {0o644}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "a run of the recipe `sft_x_lora.py` on `tiny-gpt2`" in card
     assert "largest difference of a logit by merging" in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_files_are_as_readable_as_the_user_lets_new_files_be(
+    make_run, gpt2_checkpoint: Path, tmp_path: Path, umask: int, mode: int
+):
+    run, output = make_run(gpt2_checkpoint), tmp_path / "merged"
+    before = os.umask(umask)
+    try:
+        merge_and_save(str(run), output)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in output.iterdir()} == {mode}
 
 
 def test_the_merged_folder_is_a_checkpoint_to_chat_with(
@@ -262,6 +275,8 @@ def test_options_that_do_not_fit_are_refused(make_run, gpt2_checkpoint: Path, tm
         merge_and_save(str(run), tmp_path / "merged", adapter=run)
     with pytest.raises(ConfigError, match="--base: is the base of a run folder"):
         merge_and_save(str(gpt2_checkpoint), tmp_path / "merged", adapter=run, base="x")
+    with pytest.raises(ConfigError, match="--config: does not fit a run folder"):
+        merge_and_save(str(run), tmp_path / "merged", config={"n_ctx": 8})
 
 
 def test_another_base_than_the_trained_one_is_refused(
@@ -333,6 +348,33 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_model(
         merge_and_save(str(run), output, dtype="float16", overwrite=True)
     assert str(caught.value) == f"{output} can't be written: No space left on device"
     assert (output / "model.safetensors").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("failure", [OSError(1, "Operation not permitted"), KeyboardInterrupt()])
+def test_a_new_model_that_can_not_take_its_place_leaves_the_earlier_one(
+    make_run,
+    gpt2_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+):
+    run, output = make_run(gpt2_checkpoint), tmp_path / "merged"
+    merge_and_save(str(run), output)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if ".staging-" in path.name:
+            assert not output.exists()  # the earlier model has made room
+            raise failure
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    accepted = CheckpointError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(accepted, match=r"^$|merged can't be written: Operation not permitted"):
+        merge_and_save(str(run), output, dtype="float16", overwrite=True)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

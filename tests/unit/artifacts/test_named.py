@@ -1,5 +1,6 @@
 """What `sft-kit chat MODEL` takes: run folders, checkpoints, Hub ids; and what it refuses."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_a_checkpoint_takes_an_adapter_that_no_run_has_saved(
         (LoadOptions(adapter=Path("x")), "--adapter"),
         (LoadOptions(quantization="nf4"), "--quantization"),
         (LoadOptions(dtype="float16"), "--dtype"),
+        (LoadOptions(config={"n_ctx": 8}), "--config"),
     ],
 )
 def test_options_of_a_checkpoint_are_refused_for_a_run(
@@ -85,6 +87,39 @@ def test_options_of_a_checkpoint_are_refused_for_a_run(
     folder = make_run(gpt2_checkpoint)
     with pytest.raises(ConfigError, match=f"command line: {name}: does not fit a run folder"):
         load_named(str(folder), options)
+
+
+def test_a_whole_model_of_a_run_has_the_type_that_was_asked_for(make_run, gpt2_checkpoint: Path):
+    folder = str(make_run(gpt2_checkpoint, adapter=False))
+    assert load_run(folder).model.dtype == torch.float32
+    model = load_run(folder, dtype="bfloat16").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_the_meaning_of_a_stretched_context_can_be_said(chatglm_fixtures: Path, tmp_path: Path):
+    original, folder = chatglm_fixtures / "chatglm2_tiny_fp16", tmp_path / "model"
+    shutil.copytree(original, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["_name_or_path"]
+    (folder / "config.json").write_text(json.dumps(config | {"rope_ratio": 4}))
+    with pytest.raises(CheckpointError, match="whether this is ChatGLM2 or ChatGLM3"):
+        load_named(str(folder), LoadOptions())
+    linear, theta = (
+        probe_logits(load_named(str(folder), LoadOptions(config={"rope_mode": mode})).model)
+        for mode in ("linear", "theta")
+    )
+    model = load_named(str(original), LoadOptions()).model
+    ids, mask = torch.arange(1, 33).unsqueeze(0), torch.ones(1, 32)
+    with torch.no_grad():  # linear: a token stands at a quarter of its place
+        expected = model(ids, attention_mask=mask, position_ids=torch.arange(32)[None] / 4).logits
+    torch.testing.assert_close(linear.view_as(expected), expected, rtol=0, atol=1e-5)
+    for other in (theta, probe_logits(model)):
+        assert (linear - other).abs().max() > 0.01
+
+
+def test_a_field_that_the_config_lacks_is_refused(gpt2_checkpoint: Path):
+    with pytest.raises(ConfigError, match=r"config\.rope_mode: gpt2 has no such field"):
+        load_named(str(gpt2_checkpoint), LoadOptions(config={"rope_mode": "linear"}))
 
 
 def test_the_base_of_a_run_is_refused_for_a_checkpoint(gpt2_checkpoint: Path):

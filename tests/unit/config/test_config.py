@@ -458,6 +458,13 @@ def test_layers_of_chatglm_have_their_names_of_then_and_now(recipe, chatglm2, ta
     _read(recipe, chatglm2, "model.quantization=none", f"adapter.target_modules={target}")
 
 
+def test_a_name_given_as_text_is_told_to_be_a_pattern(recipe, chatglm2):
+    overrides = ["model.quantization=none", "adapter.target_modules=query_key_value"]
+    (found,) = _problems(recipe, chatglm2, *overrides)
+    assert "a text is a pattern for whole names: write [query_key_value]" in found
+    assert "did you mean" not in found
+
+
 @pytest.mark.parametrize("target", ["[c_attn]", "[query_key]", "[model.layers.2.self_attn.q_proj]"])
 def test_names_that_chatglm_never_had_are_refused(recipe, chatglm2, target):
     overrides = ["model.quantization=none", f"adapter.target_modules={target}"]

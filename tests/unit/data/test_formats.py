@@ -233,6 +233,79 @@ def test_a_bad_row_is_reported_with_its_exact_field(name, fields, key, message):
     assert message in problems[key]
 
 
+def messages_with(number, **extra):
+    turns = user("q", "r")
+    turns[number] |= extra
+    return turns
+
+
+TOOLS = [{"name": "get_weather"}]
+# Messages as THUDM/chatglm3-6b's `process_response` writes them, rows as TRL and exports have them.
+TOOL_ROWS = [
+    ("messages", {"messages": messages_with(1, tool_calls=TOOLS)}, "messages[1].tool_calls"),
+    ("messages", {"messages": messages_with(1, metadata="get_weather")}, "messages[1].metadata"),
+    ("messages", {"messages": messages_with(0, tools=TOOLS)}, "messages[0].tools"),
+    ("messages", {"messages": user("q", "r"), "tools": TOOLS}, "tools"),
+    ("messages", {"messages": user("q", "r"), "tools": json.dumps(TOOLS)}, "tools"),
+    (
+        "sharegpt",
+        {"items": [*human("q"), {"from": "gpt", "value": "r", "metadata": "get_weather"}]},
+        "items[1].metadata",
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "q", "tools": TOOLS}, *human("q", "r")[1:]]},
+        "conversations[0].tools",
+    ),
+    ("sharegpt", {"conversations": human("q", "r"), "tools": TOOLS}, "tools"),
+    (
+        "prompt-completion",
+        {"prompt": user("q"), "completion": messages_with(1, metadata="get_weather")[1:]},
+        "completion[0].metadata",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": messages_with(0, tools=TOOLS)[:1], "completion": user("q", "r")[1:]},
+        "prompt[0].tools",
+    ),
+    (
+        "prompt-completion",
+        {"prompt": user("q"), "completion": user("q", "r")[1:], "tools": TOOLS},
+        "tools",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "key"), TOOL_ROWS)
+def test_a_tool_call_is_never_learnt_as_a_plain_answer(name, fields, key):
+    understood = understand(raw(fields), name)
+    assert understood.conversation is None
+    (problem,) = understood.problems
+    assert problem.key == key
+    assert problem.message.startswith(f"found {key.rpartition('.')[2].replace('_', ' ')}")
+    assert problem.todo == (
+        "tool calls are not supported yet: remove the row, or set data.on_bad_row=skip"
+    )
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \n", "[]", [], {}])
+def test_empty_fields_for_tools_are_no_tool_calls(nothing):
+    empty = dict.fromkeys(("metadata", "tools", "tool_calls"), nothing)
+    turns = [turn | empty for turn in user("q", "r")]
+    assert chat("messages", {"messages": turns, "tools": nothing}) == "u:q|a:r"
+    items = [item | empty for item in human("q", "r")]
+    assert chat("sharegpt", {"items": items, "tools": nothing}) == "u:q|a:r"
+    pair = {"prompt": turns[:1], "completion": turns[1:], "tools": nothing}
+    assert chat("prompt-completion", pair) == "u:q|a:r"
+
+
+def test_fields_of_a_row_that_only_look_like_tools_are_left_alone():
+    assert chat("messages", {"messages": user("q", "r"), "metadata": {"from": "wiki"}}) == "u:q|a:r"
+    plain = {"prompt": "q", "completion": "r", "tools": "hammer"}
+    assert chat("prompt-completion", plain) == "u:q|a:r"
+    assert chat("alpaca", {"instruction": "q", "output": "r", "tools": "hammer"}) == "u:q|a:r"
+
+
 def test_all_faults_of_a_row_are_reported_together():
     items = [{"from": "human", "value": ""}, {"from": "gtp", "value": 3}, {"value": "q"}]
     assert list(faults("sharegpt", {"items": items})) == [

@@ -35,7 +35,7 @@ def unlabelled(line, *, was_cut=True):
 
 
 def check(examples, *, fraction=0.01, last_tokens=("a", "b")):
-    report = inspect_labels(examples, STOP)
+    report = inspect_labels(examples, (STOP,))
     return check_labels(
         report, template_name="alpaca", last_tokens=last_tokens, max_dropped_fraction=fraction
     )
@@ -56,7 +56,7 @@ def test_figures_equal_a_recount_token_by_token(rows):
         make_example(labels, was_cut=was_cut, line=line)
         for line, (labels, was_cut) in enumerate(rows, start=1)
     ]
-    report = inspect_labels(examples, STOP)
+    report = inspect_labels(examples, (STOP,))
 
     num_tokens = num_supervised = 0
     cut, unlabelled_lines, no_stop = [], [], []
@@ -85,7 +85,7 @@ def test_figures_equal_a_recount_token_by_token(rows):
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60))
 def test_length_figures_equal_numpys_nearest_rank(lengths):
-    report = inspect_labels([make_example([IGNORED] * length) for length in lengths], STOP)
+    report = inspect_labels([make_example([IGNORED] * length) for length in lengths], (STOP,))
     assert report.lengths == tuple(lengths)
     assert report.min_length == min(lengths)
     assert report.longest_length == max(lengths)
@@ -94,7 +94,7 @@ def test_length_figures_equal_numpys_nearest_rank(lengths):
 
 
 def test_a_split_without_examples_has_zero_everywhere():
-    report = inspect_labels([], STOP)
+    report = inspect_labels([], (STOP,))
     assert report.num_examples == report.num_tokens == report.num_with_stop == 0
     assert report.supervised_fraction == report.unlabelled_fraction == 0.0
     assert report.min_length == report.median_length == report.longest_length == 0
@@ -106,7 +106,7 @@ def test_a_stop_token_that_is_not_the_last_supervised_token_does_not_count():
         make_example([IGNORED, 5, STOP, IGNORED, IGNORED]),
         make_example([IGNORED, IGNORED]),
     ]
-    assert inspect_labels(examples, STOP).num_with_stop == 1
+    assert inspect_labels(examples, (STOP,)).num_with_stop == 1
 
 
 def test_the_token_that_ends_an_earlier_completion_counts_as_a_stop_token():
@@ -116,15 +116,15 @@ def test_the_token_that_ends_an_earlier_completion_counts_as_a_stop_token():
         make_example([IGNORED, 5, turn_stop, IGNORED, 5, STOP], line=2),
         make_example([IGNORED, 5, turn_stop, IGNORED, 5], was_cut=True, line=3),
     ]
-    report = inspect_labels(examples, STOP, turn_stop)
-    assert (report.stop_token_id, report.turn_stop_token_id) == (STOP, turn_stop)
+    report = inspect_labels(examples, (STOP, turn_stop))
+    assert report.stop_token_ids == (STOP, turn_stop)
     assert [where.line for where in report.no_stop_rows] == [3]
-    assert inspect_labels(examples, STOP).num_with_stop == 1
+    assert inspect_labels(examples, (STOP,)).num_with_stop == 1
     many = [good(line) for line in range(40)]
     many[7] = make_example([IGNORED, 5, turn_stop])
     many[30] = make_example([IGNORED, 5, 5])
-    assert choose_examples(many, STOP, 2, 0, turn_stop) == [0, 30]
-    assert choose_examples(many, STOP, 2, 0) == [0, 7]
+    assert choose_examples(many, (STOP, turn_stop), 2, 0) == [0, 30]
+    assert choose_examples(many, (STOP,), 2, 0) == [0, 7]
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -161,6 +161,12 @@ def test_no_supervised_stop_token_is_refused_with_template_and_last_five_tokens(
     assert r"' one' ' two' '\n' '.' '</s>'" in message
     assert "zero" not in message
     assert "chat.jsonl" in message
+
+
+def test_every_token_that_would_have_ended_a_completion_is_named():
+    report = inspect_labels([make_example([IGNORED, 5, 6])], (STOP, 8))
+    with pytest.raises(DataError, match=r"supervised stop token \(id 9 or 8\)"):
+        check_labels(report, template_name="a", last_tokens=[], max_dropped_fraction=0.01)
 
 
 def test_no_stop_token_because_all_rows_were_cut_asks_for_a_larger_max_length():
@@ -247,26 +253,26 @@ def test_the_telling_examples_are_chosen_first():
     examples[11] = make_example([IGNORED, 5, 6, 7, STOP])
     examples[17] = make_example([IGNORED, *[5] * 30], was_cut=True)
     examples[23] = make_example([IGNORED, 5])
-    assert choose_examples(examples, STOP, count=4, seed=0) == [0, 11, 17, 23]
+    assert choose_examples(examples, (STOP,), count=4, seed=0) == [0, 11, 17, 23]
 
 
 def test_a_cut_example_without_stop_serves_where_all_others_stop():
     examples = [good(0), good(1), make_example([IGNORED, 5, 6], was_cut=True)]
-    assert choose_examples(examples, STOP, count=2, seed=0)[:1] == [0]
-    assert set(choose_examples(examples, STOP, count=3, seed=0)) == {0, 1, 2}
+    assert choose_examples(examples, (STOP,), count=2, seed=0)[:1] == [0]
+    assert set(choose_examples(examples, (STOP,), count=3, seed=0)) == {0, 1, 2}
 
 
 def test_random_examples_depend_on_the_seed_only():
     examples = [good(line) for line in range(500)]
-    first = choose_examples(examples, STOP, count=8, seed=3)
+    first = choose_examples(examples, (STOP,), count=8, seed=3)
     random.seed(99)
-    assert choose_examples(examples, STOP, count=8, seed=3) == first
-    assert choose_examples(examples, STOP, count=8, seed=4) != first
+    assert choose_examples(examples, (STOP,), count=8, seed=3) == first
+    assert choose_examples(examples, (STOP,), count=8, seed=4) != first
 
 
 @given(rows_of_a_split, st.integers(0, 12), st.integers(0, 5))
 def test_chosen_examples_are_different_and_as_many_as_asked(rows, count, seed):
     examples = [make_example(labels, was_cut=was_cut) for labels, was_cut in rows]
-    chosen = choose_examples(examples, STOP, count, seed)
+    chosen = choose_examples(examples, (STOP,), count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(examples))
     assert all(0 <= index < len(examples) for index in chosen)

@@ -66,7 +66,7 @@ def page_of(example, tokenizer, tmp_path):
             "messages", 2, unknown_roles={"<u>": 4}, num_bad_rows=1,
             bad_rows=[Problem("x.json:1", "role", "found <s>")],
         )  # fmt: skip
-        report = inspect_labels([example], tokenizer.eos_token_id)
+        report = inspect_labels([example], (tokenizer.eos_token_id,))
         path = tmp_path / "page.html"
         write_page(
             str(path), reading, report, report if evaluation else None,
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_earlier_page_and_no_scraps(page_of, tmp_path,
 
 @pytest.mark.parametrize("name", ["missing/page.html", "."])
 def test_a_page_that_can_not_be_written_is_reported_with_its_path(tmp_path, tokenizer, name):
-    report = inspect_labels([], tokenizer.eos_token_id)
+    report = inspect_labels([], (tokenizer.eos_token_id,))
     path = tmp_path / name
     with pytest.raises(ConfigError) as caught:
         write_page(str(path), ReadReport("text"), report, None, [], [])

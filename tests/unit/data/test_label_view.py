@@ -45,8 +45,8 @@ def show(examples, tokenizer, *, reading=None, evaluation=None, notes=(), has_co
     show_report(
         console,
         reading or ReadReport("messages", 5),
-        inspect_labels(examples, stop),
-        None if evaluation is None else inspect_labels(evaluation, stop),
+        inspect_labels(examples, (stop,)),
+        None if evaluation is None else inspect_labels(evaluation, (stop,)),
         [mark_tokens(example, tokenizer) for example in examples],
         notes,
         sources=examples,
@@ -57,8 +57,8 @@ def show(examples, tokenizer, *, reading=None, evaluation=None, notes=(), has_co
 def test_a_caption_knows_the_token_that_ends_an_earlier_answer(example, tokenizer):
     tokens = mark_tokens(example, tokenizer)
     other = max(tokenizer.all_special_ids) + 1
-    assert example_caption(tokens, other).verdict == "bad"
-    assert example_caption(tokens, other, None, tokenizer.eos_token_id).verdict == "good"
+    assert example_caption(tokens, (other,)).verdict == "bad"
+    assert example_caption(tokens, (other, tokenizer.eos_token_id)).verdict == "good"
 
 
 def row_of(output, caption):
@@ -151,14 +151,14 @@ def test_report_prints_a_histogram_whose_counts_add_up(example, tokenizer):
 def test_caption_names_place_size_cut_and_stop(example, tokenizer):
     stop = tokenizer.eos_token_id
     tokens = mark_tokens(example, tokenizer)
-    caption = example_caption(tokens, stop, example)
+    caption = example_caption(tokens, (stop,), example)
     num_learnt = sum(label != IGNORED for label in example.labels)
     assert caption.english == (
         f"chat.jsonl:12 · {num_learnt} / {len(tokens)} tokens supervised · "
         "ends in a supervised stop token"
     )
     cut = Example(example.input_ids[:9], [IGNORED] * 9, True, example.where)
-    caption = example_caption(mark_tokens(cut, tokenizer), stop, cut)
+    caption = example_caption(mark_tokens(cut, tokenizer), (stop,), cut)
     assert caption.english.endswith("cut at max_length · does not end in a supervised stop token")
     assert caption.verdict == "bad"
 
@@ -201,7 +201,7 @@ def test_notes_are_printed_last(example, tokenizer):
 
 
 def test_both_languages_have_a_caption_for_every_figure(example, tokenizer):
-    report = inspect_labels([example], tokenizer.eos_token_id)
+    report = inspect_labels([example], (tokenizer.eos_token_id,))
     for figure in [*label_figures(report), *reading_figures(ReadReport("text", 3))]:
         assert figure.english.isascii()
         assert re.search("[\u4e00-\u9fff]", figure.chinese)

@@ -171,6 +171,23 @@ def test_ctrl_c_at_the_prompt_leaves(run, monkeypatch):
     assert "Ctrl-D leaves" in talk(run, monkeypatch, [], typed=True)
 
 
+def test_a_question_too_long_for_any_context_costs_no_earlier_turn(run, monkeypatch):
+    asked = []
+    original = chat_module.stream
+
+    def remember(model, tokenizer, template, messages, *rest):
+        asked.append([message["content"] for message in messages])
+        return original(model, tokenizer, template, messages, *rest)
+
+    monkeypatch.setattr(chat_module, "stream", remember)
+    questions = ["one", "the sea is wide and blue " * 200, "two"]
+    output = talk(run, monkeypatch, questions, SampleSettings(max_new_tokens=4), typed=True)
+    assert "shorten it" in output
+    assert "forgotten" not in output
+    assert [messages[0] for messages in asked] == ["one"] * 3
+    assert asked[2][-1] == "two"
+
+
 def test_a_full_context_forgets_the_oldest_turns_and_says_so(run, monkeypatch):
     context = run.model.config.n_positions
     questions = [f"the sea is wide and blue number {number}" for number in range(4)]

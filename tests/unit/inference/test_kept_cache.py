@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -428,6 +429,37 @@ def test_where_states_cannot_be_kept_replies_come_without(kind):
         assert reply == reply_to(same_model, prompt)
         replies.append(tuple(reply))
     assert len(set(replies)) == 3
+
+
+def int8_layer(weight):
+    out_features, in_features = weight.shape
+    layer = Linear8bitLt(
+        in_features, out_features, bias=False, has_fp16_weights=False, threshold=6.0
+    )
+    layer.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False).to("cpu")
+    return layer.eval()
+
+
+def test_a_token_with_an_outlier_changes_what_int8_layers_give_other_tokens():
+    weight = torch.tensor([[0.0, 1.0], [0.0, -2.0], [0.0, 4.0]])
+    first, outlier = torch.tensor([[5.08, 0.01]]), torch.tensor([[0.0, 50.0]])
+    layer = int8_layer(weight)
+    with torch.no_grad():
+        alone, together = layer(first.half()), layer(torch.cat([first, outlier]).half())[:1]
+    # In steps of 5.08 / 127 = 0.04, 0.01 is 0; beside an outlier its column isn't rounded.
+    assert alone.tolist() == [[0.0, 0.0, 0.0]]
+    torch.testing.assert_close(together.float(), 0.01 * weight[:, 1].view(1, 3), rtol=0.01, atol=0)
+
+
+def test_states_of_int8_layers_are_not_kept():
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA_SIZES)).eval()
+    assert states_can_be_kept(model)
+    model.model.layers[1].mlp.down_proj = int8_layer(torch.randn(32, 48))
+    assert not states_can_be_kept(model)
+    kept = KeptCache()
+    reply_to(model, draw_ids(9, 0), kept)
+    assert kept.ids == []
 
 
 def test_states_can_be_kept_where_every_layer_attends_to_the_whole_text(model):

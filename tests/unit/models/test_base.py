@@ -1,4 +1,5 @@
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -154,6 +155,49 @@ def test_a_field_that_the_config_does_not_have_is_refused_with_the_nearest_name(
 def test_a_context_set_by_the_config_bounds_the_tokenizer(gpt2_checkpoint: Path):
     settings = ModelSettings(str(gpt2_checkpoint), config={"n_positions": 64})
     assert load_tokenizer(settings).model_max_length == 64
+
+
+@pytest.fixture
+def nameless_chatglm(tmp_path: Path, chatglm_fixtures: Path) -> Path:
+    """A ChatGLM3 checkpoint with a stretched context that nothing tells the family of."""
+    folder = tmp_path / "model"
+    shutil.copytree(chatglm_fixtures / "chatglm3_tiny_fp16", folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("_name_or_path", "auto_map"):
+        del config[name]
+    (folder / "config.json").write_text(json.dumps(config | {"rope_ratio": 4}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    del tokenizer["name_or_path"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_fields_of_the_config_reach_the_tokenizer_too(
+    nameless_chatglm: Path, chatglm_fixtures: Path
+):
+    with pytest.raises(CheckpointError, match="whether this is ChatGLM2 or ChatGLM3"):
+        load_tokenizer(ModelSettings(str(nameless_chatglm)))
+    settings = ModelSettings(str(nameless_chatglm), config={"family": "chatglm3"})
+    tokenizer = load_tokenizer(settings)
+    text = (chatglm_fixtures / "chatglm3_tiny_fp16" / "expected_tokenizer.json").read_text()
+    expected = json.loads(text)
+    history = expected["chat_histories"]["1"]
+    question = [{"role": "user", "content": "hi"}]
+    ids = tokenizer.apply_chat_template([*history, *question], add_generation_prompt=True)
+    assert ids["input_ids"][: len(expected["chat_ids"]["1"]) - 8] == expected["chat_ids"]["1"][:-8]
+    # ChatGLM3 multiplies the base of the rotary angles.
+    assert load_causal_lm(settings).config.rope_parameters["rope_theta"] == 40000.0
+
+
+@pytest.mark.parametrize(("mode", "theta", "kind"), [("theta", 40000, "default"),
+                                                     ("linear", 10000, "linear")])  # fmt: skip
+def test_the_meaning_of_a_stretched_context_can_be_said(
+    nameless_chatglm: Path, mode: str, theta: int, kind: str
+):
+    settings = ModelSettings(str(nameless_chatglm), config={"rope_mode": mode})
+    load_tokenizer(settings)
+    parameters = load_causal_lm(settings).config.rope_parameters
+    assert (parameters["rope_theta"], parameters["rope_type"]) == (theta, kind)
 
 
 def test_a_checkpoint_that_is_stored_quantized_is_not_quantized_again(chatglm_fixtures: Path):

@@ -120,6 +120,44 @@ def test_pickles_beside_safetensors_do_not_count(tmp_path: Path, base: str):
     assert fingerprint(pickled(tmp_path / "base", TENSORS)) == base
 
 
+def test_files_that_are_not_loaded_do_not_count(tmp_path: Path, base: str):
+    save_file({"lora": torch.ones(3)}, tmp_path / "base" / "adapter_model.safetensors")
+    (tmp_path / "base" / "pytorch_model.bin.index.json").write_text("{")
+    assert fingerprint(tmp_path / "base") == base
+
+
+def test_safetensors_of_something_else_do_not_hide_pickled_weights(tmp_path: Path):
+    before = fingerprint(pickled(tmp_path, TENSORS))
+    save_file({"lora": torch.ones(3)}, tmp_path / "adapter_model.safetensors")
+    assert fingerprint(tmp_path) == before
+    pickled(tmp_path, TENSORS | {"c": torch.zeros(1)})
+    assert fingerprint(tmp_path) != before
+
+
+def test_the_files_that_an_index_names_count_whatever_they_are_called(tmp_path: Path):
+    found = set()
+    for values in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        for name, value in zip(("part0.bin", "part1.bin"), values, strict=True):
+            torch.save({name: torch.tensor([value])}, tmp_path / name)
+        index = {"weight_map": {"a": "part0.bin", "b": "part1.bin"}}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        found.add(fingerprint(tmp_path))
+    assert len(found) == 3
+    (tmp_path / "part1.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"part1\.bin is damaged"):
+        fingerprint(tmp_path)
+
+
+def test_the_pickles_of_old_versions_of_torch_are_hashed_whole(tmp_path: Path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    whole = hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
+    assert fingerprint(tmp_path) == whole
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert fingerprint(tmp_path) != whole
+
+
 def test_a_damaged_pickle_is_named(tmp_path: Path):
     (pickled(tmp_path / "x", TENSORS) / "pytorch_model.bin").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged"):

@@ -1,5 +1,6 @@
 """Which weight files are read, on this machine and in a cache of the Hub."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from transformers import GPT2Config, LlamaConfig
 
+from sft_kit.errors import CheckpointError
 from sft_kit.models.base import load_causal_lm, load_config_of
 from sft_kit.models.chatglm import ChatGLMForCausalLM
-from sft_kit.models.weight_files import WeightFiles, find_weight_files
+from sft_kit.models.weight_files import WeightFiles, find_weight_files, loaded_files
 from sft_kit.settings import ModelSettings
 
 COMMIT = "0" * 40
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture
@@ -46,7 +50,11 @@ def test_pickles_of_chatglm_are_read_where_there_is_nothing_else(chatglm: Path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
 def test_safetensors_come_first(chatglm: Path, name: str):
+    if name.endswith(".json"):
+        (chatglm / name).write_text('{"weight_map": {"a": "a.safetensors"}}')
+        name = "a.safetensors"
     save_file({"a": torch.zeros(1)}, chatglm / name)
+    assert loaded_files(chatglm) == [chatglm / name]
     assert found(chatglm) == WeightFiles(str(chatglm), use_safetensors=True)
 
 
@@ -66,3 +74,86 @@ def test_a_model_from_the_cache_is_the_model_and_keeps_its_name(cached: Path):
     assert model.name_or_path == "someone/chatglm2"
     for name, tensor in direct.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def write_index(folder: Path, *files: str, name: str = "pytorch_model.bin.index.json") -> None:
+    weight_map = {f"tensor{i}": file for i, file in enumerate(files)}
+    (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_the_files_listed_are_those_that_transformers_opens(
+    chatglm: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for other in ("adapter_model.safetensors", "training_args.bin", "pytorch_model-old.bin"):
+        (chatglm / other).write_bytes(b"not weights")
+    opened = []
+    load = torch.load
+
+    def noted(file: str, *args: object, **options: object) -> object:
+        opened.append(Path(file))
+        return load(file, *args, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    ChatGLMForCausalLM.from_pretrained(chatglm)
+    assert opened
+    assert loaded_files(chatglm) == sorted(set(opened))
+
+
+def test_a_file_that_the_config_names_comes_first(chatglm: Path):
+    save_file({"a": torch.zeros(1)}, chatglm / "model.safetensors")
+    save_file({"a": torch.zeros(1)}, chatglm / "mine.safetensors")
+    fields = json.loads((chatglm / "config.json").read_text())
+    fields["transformers_weights"] = "mine.safetensors"
+    (chatglm / "config.json").write_text(json.dumps(fields))
+    assert loaded_files(chatglm) == [chatglm / "mine.safetensors"]
+
+
+def test_a_folder_without_weights_has_no_files(tmp_path: Path):
+    assert loaded_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {}}'])
+def test_a_damaged_index_is_named(tmp_path: Path, content: str):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"index\.json is damaged"):
+        loaded_files(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../a.bin", "/tmp/a.bin", "below/a.bin", ".."])
+@pytest.mark.parametrize("index", ["pytorch_model.bin.index.json", "model.safetensors.index.json"])
+def test_a_checkpoint_whose_weights_lie_elsewhere_is_refused(chatglm: Path, file: str, index: str):
+    write_index(chatglm, "pytorch_model.bin", file, name=index)
+    for path in chatglm.glob("pytorch_model*.bin"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="accepts names of files in the same folder"):
+        load_causal_lm(ModelSettings(str(chatglm)))
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        loaded_files(chatglm)
+
+
+def test_an_index_in_the_cache_of_the_hub_is_checked_as_well(cached: Path):
+    write_index(cached, "../a.bin")
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        load_causal_lm(ModelSettings("someone/chatglm2"))
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        ChatGLMForCausalLM.from_pretrained("someone/chatglm2", local_files_only=True)
+
+
+def test_only_weights_and_configs_are_fetched_from_the_hub(
+    monkeypatch: pytest.MonkeyPatch, chatglm: Path
+):
+    asked: list[str] = []
+
+    def fetch(_name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.extend(allow_patterns)
+        return "folder"
+
+    monkeypatch.setattr("sft_kit.models.weight_files.snapshot_download", fetch)
+    config = load_config_of(ModelSettings(str(chatglm)))
+    find_weight_files("someone/nowhere", config, revision=None, local_files_only=True)
+    names = {
+        "config.json": True, "generation_config.json": True, "pytorch_model.bin": True,
+        "pytorch_model-00001-of-00007.bin": True, "pytorch_model.bin.index.json": True,
+        "training_args.bin": False, "optimizer.bin": False, "modeling_chatglm.py": False,
+    }  # fmt: skip
+    assert set(filter_repo_objects(names, allow_patterns=asked)) == {n for n in names if names[n]}

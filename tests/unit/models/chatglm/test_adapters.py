@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from sft_kit.models.adapters import ParameterCount, attach_lora, count_parameter
 from sft_kit.models.base import load_causal_lm
 from sft_kit.models.chatglm.adapters import convert_adapter
 from sft_kit.models.chatglm.layers import rename_layers
+from sft_kit.models.chatglm.old_adapters import has_old_names
 from sft_kit.models.merging import merge, to_dense
 from sft_kit.settings import ModelSettings
 
@@ -489,6 +490,87 @@ def test_exclusions_ranks_and_whole_layers_may_have_original_names(fp16: Path):
     assert (block.k_proj.r["default"], block.o_proj.r["default"]) == (2, RANK)
     assert block.o_proj.lora_alpha["default"] == 5
     assert model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad
+
+
+class OriginalLayers(nn.Module):
+    """Linear layers under the original names, which PEFT adapts as it does any module's."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        for layer in range(num_layers):
+            for name in BLOCKS:
+                block = "mlp" if "4h" in name else "self_attention"
+                module: nn.Module = self
+                path = ["transformer", "encoder", "layers", str(layer), block]
+                for part in path:
+                    if part not in dict(module.named_children()):
+                        module.add_module(part, nn.Module())
+                    module = module.get_submodule(part)
+                module.add_module(name, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {".*query_key_value": 2},
+        {"query_key_value|dense": 2},
+        {r".*layers\.0\..*query_key_value": 2},
+        {"dense": 2},
+        {r"mlp\..*": 2, "dense_4h_to_h": 3},
+        {"dense_4h_to_h": 3, r"mlp\..*": 2},
+        {r"layers\.1\..*": 1, "query_key_value": 2, r".*self_attention\.dense": 3},
+        {"self_attention.dense": 2},
+        {r"[a-z.]*\.1\.\w+\.\w+": 2},
+    ],
+)
+def test_expressions_give_the_ranks_that_peft_gives_the_original_layers(
+    fp16: Path, pattern: dict[str, int]
+):
+    options = {"rank_pattern": pattern, "alpha_pattern": dict.fromkeys(pattern, 16)}
+    base = load(fp16)
+    config = lora(list(BLOCKS), **options)
+    config.task_type = None  # the stand-in is no language model
+    original = get_peft_model(OriginalLayers(base.config.num_hidden_layers), config)
+    wanted = {}
+    for name, (rank, alpha) in ranks_and_alphas(original).items():
+        _, _, layer, _, kind = name.removeprefix("transformer.").rsplit(".", 4)
+        wanted |= dict.fromkeys(in_blocks(BLOCKS[kind], int(layer)), (rank, alpha))
+    assert len({rank for rank, _ in wanted.values()}) > 1
+    assert ranks_and_alphas(attach_lora(base, lora(list(BLOCKS), **options))) == wanted
+
+
+def ranks_and_alphas(model: PeftModel) -> dict[str, tuple[int, int]]:
+    return {
+        name.removeprefix("base_model.model."): (m.r["default"], m.lora_alpha["default"])
+        for name, m in model.named_modules()
+        if isinstance(m, LoraLayer)
+    }
+
+
+def test_native_and_original_names_may_share_a_pattern_of_ranks(fp16: Path):
+    pattern = {"k_proj": 1, r".*(query_key_value|down_proj)": 2}
+    model = attach_lora(load(fp16), lora(list(BLOCKS), rank_pattern=pattern))
+    found = {name.rpartition(".")[2]: rank for name, (rank, _) in ranks_and_alphas(model).items()}
+    assert found == {
+        "q_proj": 2, "k_proj": 1, "v_proj": 2, "down_proj": 2, "o_proj": RANK,
+        "gate_up_proj": RANK,
+    }  # fmt: skip
+
+
+def test_a_pattern_that_is_no_expression_is_a_config_error(fp16: Path):
+    with pytest.raises(ConfigError, match="unterminated subpattern"):
+        attach_lora(load(fp16), lora(["dense"], rank_pattern={"(dense": 2}))
+
+
+def test_names_are_told_from_the_header_without_reading_tensors(tmp_path: Path):
+    for name, is_old in (("transformer.encoder.layers.0.mlp.dense_h_to_4h", True),
+                         ("model.layers.0.mlp.gate_up_proj", False)):  # fmt: skip
+        tensors = {f"base_model.model.{name}.lora_A.weight": torch.zeros(4, 8)}
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        whole = (tmp_path / "adapter_model.safetensors").read_bytes()
+        (tmp_path / "adapter_model.safetensors").write_bytes(whole[:-128])  # no tensor is left
+        (tmp_path / "adapter_config.json").write_text(json.dumps(OLD_SETTINGS))
+        assert has_old_names(tmp_path) == is_old
 
 
 def test_a_name_of_neither_kind_is_refused_with_the_native_names(fp16: Path):

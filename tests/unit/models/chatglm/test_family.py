@@ -1,9 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
 from sft_kit.errors import CheckpointError
+from sft_kit.models.chatglm import ChatGLMConfig
 from sft_kit.models.chatglm.family import detect_family, known_family
 
 TOKENIZER_CODE = {
@@ -70,6 +73,54 @@ def test_a_name_given_beats_the_name_in_the_config(tmp_path: Path):
 def test_names_tell_the_family_or_nothing(name: str, family: str | None):
     assert known_family(None, name) == family
     assert detect_family(None, name) == (family or "chatglm2")
+
+
+@pytest.mark.parametrize("family", ["chatglm2", "chatglm3"])
+def test_the_repository_of_the_code_tells_the_family_of_a_folder_saved_again(
+    tmp_path: Path, family: str
+):
+    code = {"AutoConfig": f"THUDM/{family}-6b--configuration_chatglm.ChatGLMConfig"}
+    assert detect_family(make_folder(tmp_path / "mine", auto_map=code)) == family
+    other = "chatglm2" if family == "chatglm3" else "chatglm3"
+    named = make_folder(tmp_path / "y", _name_or_path=f"THUDM/{other}-6b", auto_map=code)
+    assert detect_family(named) == other
+    local = {"AutoConfig": "configuration_chatglm.ChatGLMConfig"}
+    assert known_family(make_folder(tmp_path / "z", auto_map=local)) is None
+    assert known_family(make_folder(tmp_path / "w", auto_map=[1])) is None
+
+
+def nameless_fields(fixtures: Path) -> dict[str, object]:
+    """A config.json of the originals that tells no family."""
+    fields = json.loads((fixtures / "chatglm2_tiny_fp16" / "config.json").read_text("utf-8"))
+    del fields["_name_or_path"]
+    return fields
+
+
+def test_the_config_of_a_repository_counts_where_there_is_no_folder(chatglm_fixtures: Path):
+    code = {"AutoModel": "THUDM/chatglm3-6b--modeling_chatglm.ChatGLMForConditionalGeneration"}
+    fields = nameless_fields(chatglm_fixtures) | {"name_or_path": "someone/tuned"}
+    assert ChatGLMConfig(**fields | {"auto_map": code}).family == "chatglm3"
+
+
+def test_a_checkpoint_that_tells_nothing_is_warned_of_once(
+    chatglm_fixtures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    fields = nameless_fields(chatglm_fixtures)
+    folder = make_folder(tmp_path / "mine", **fields)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(chatglm_fixtures / "chatglm2_tiny_fp16" / name, folder)
+    AutoConfig.from_pretrained(folder, family="chatglm3")
+    AutoTokenizer.from_pretrained(folder, family="chatglm3")
+    ChatGLMConfig(**fields)
+    ChatGLMConfig()
+    assert not caplog.records
+    for _ in range(2):
+        assert AutoConfig.from_pretrained(folder).family == "chatglm2"
+        assert AutoTokenizer.from_pretrained(folder).family == "chatglm2"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"nothing tells whether {folder} is" in record.getMessage()
+    assert "pass family='chatglm3'" in record.getMessage()
 
 
 def test_a_hub_id_counts_like_the_name_of_a_folder():

@@ -286,6 +286,59 @@ def test_dense_weights_need_a_config_without_quantization(chatglm_fixtures: Path
         load(folder)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # transformers tells of it once more
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("chatglm3_tiny_fp16", "transformer.output_layer.weight"),
+        ("chatglm3_tiny_fp16", "transformer.encoder.final_layernorm.weight"),
+        ("chatglm3_tiny_fp16", "transformer.encoder.layers.1.mlp.dense_4h_to_h.weight"),
+        ("chatglm2_tiny_int4", "transformer.embedding.word_embeddings.weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_weights_is_refused(
+    chatglm_fixtures: Path, tmp_path: Path, checkpoint: str, name: str
+):
+    folder = edited(chatglm_fixtures / checkpoint, tmp_path / "cut")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    del tensors[name]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="found no such weights") as caught:
+        load(folder)
+    assert len(caught.value.problems) == 1
+
+
+def test_scales_of_a_layer_that_is_not_packed_are_refused_as_such(
+    int4_folder: Path, tmp_path: Path
+):
+    folder = edited(int4_folder, tmp_path / "x")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    tensors["transformer.embedding.word_embeddings.weight_scale"] = torch.ones(8)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="that the model does not pack") as caught:
+        load(folder)
+    assert "without quantization_bit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("place", ["../elsewhere.bin", "below/elsewhere.bin"])
+def test_weights_outside_of_the_folder_are_refused(
+    dense_folder: Path, tmp_path: Path, kind: str, place: str
+):
+    folder = edited(dense_folder, tmp_path / "x")
+    target = folder / place
+    target.parent.mkdir(exist_ok=True)
+    tensors = original_tensors(folder)
+    torch.save(tensors, target)
+    for path in folder.glob("pytorch_model*"):
+        path.unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, place)}
+    (folder / f"{kind}.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside of its folder") as caught:
+        load(folder)
+    assert caught.value.problems[0].where == str(folder / f"{kind}.index.json")
+
+
 @torch.no_grad()
 def test_the_rope_mode_reaches_the_network(chatglm_fixtures: Path, tmp_path: Path):
     source = chatglm_fixtures / "chatglm2_tiny_fp16"

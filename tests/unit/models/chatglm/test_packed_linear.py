@@ -213,6 +213,19 @@ def test_new_values_for_a_packed_weight_are_refused():
         layer.weight.data = torch.zeros(4, 6, dtype=torch.int8)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_pickled_layer_is_the_same_and_still_refuses_new_values(tmp_path, bits):
+    layer, _ = make_layer(6, 4, bits)
+    torch.save(layer, tmp_path / "layer.pt")
+    again = torch.load(tmp_path / "layer.pt", weights_only=False)
+    x = torch.randn(2, 6)
+    assert list(again.state_dict()) == list(layer.state_dict())
+    assert torch.equal(again(x), layer(x))
+    assert not again.weight.requires_grad
+    with pytest.raises(CheckpointError, match="packed weights don't change"):
+        again.weight.data = torch.zeros_like(layer.weight)
+
+
 def test_inputs_that_do_not_fit_are_refused():
     layer, _ = make_layer(6, 4, 4)
     with pytest.raises(TypeError, match="int64"):

@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import sft_kit.models.chatglm.configuration  # noqa: F401  registers the config
 from sft_kit.errors import CheckpointError
 from sft_kit.models.chatglm.prompts import CHAT_TEMPLATES
-from sft_kit.models.chatglm.tokenization import ChatGLMTokenizer, special_tokens
+from sft_kit.models.chatglm.tokenization import ChatGLMTokenizer
+from sft_kit.models.chatglm.tokenizer_files import special_tokens
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "chatglm"
 FOLDERS = ["chatglm2_tiny_fp16", "chatglm2_tiny_int4", "chatglm3_tiny_fp16"]
@@ -264,7 +265,7 @@ def test_a_saved_folder_starts_from_tokenizer_json(folder, tmp_path, monkeypatch
     def fail(*args: object) -> None:
         pytest.fail("tokenizer.model was read piece by piece")
 
-    monkeypatch.setattr("sft_kit.models.chatglm.tokenization.read_pieces", fail)
+    monkeypatch.setattr("sft_kit.models.chatglm.tokenizer_files.read_pieces", fail)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "saved")) == 465
     (tmp_path / "saved" / "tokenizer.model").unlink()
     assert len(AutoTokenizer.from_pretrained(tmp_path / "saved")) == 465

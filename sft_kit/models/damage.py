@@ -1,0 +1,54 @@
+"""What is wrong with a checkpoint's files, in words for whoever copied them."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+_POINTER = b"version https://git-lfs"
+_MAX_CHARACTERS = 200
+
+
+def explain_damage(folder: Path, error: BaseException) -> tuple[str, str]:
+    """Say what was found in a folder that does not load, and what to do.
+
+    Args:
+        folder: Of the checkpoint.
+        error: What its reader raised.
+    """
+    pointers = [path.name for path in sorted(folder.iterdir()) if is_lfs_pointer(path)]
+    if pointers:
+        found = f"found {pointers[0]}, which only points to the file (git-lfs)"
+        return found, "run `git lfs pull` where it was cloned, or download the file"
+    if is_unsafe_pickle(error):
+        found = "found a pickle that holds more than tensors; nothing of it was run"
+        return found, "take the weights from where they were published, or as safetensors"
+    index = folder / "pytorch_model.bin.index.json"
+    if any(folder.glob("pytorch_model-*.bin")) and not index.is_file():
+        return f"found parts of the weights without {index.name}", "copy it too"
+    todo = "it needs config.json, its weights and the tokenizer's files, whole: copy them again"
+    return one_line(error), todo
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what git-lfs leaves in the place of a large one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def is_unsafe_pickle(error: BaseException | None) -> bool:
+    """Whether torch's restricted reader has refused a pickle.
+
+    Its own message ends in how to read it all the same, which would run what it holds.
+    """
+    while error is not None:
+        if isinstance(error, UnpicklingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    """Name and message of an exception, cut to fit a line."""
+    line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {line[:_MAX_CHARACTERS]}" if line else type(error).__name__

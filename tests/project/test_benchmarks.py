@@ -1,0 +1,62 @@
+"""Each benchmark runs as its help says, and what it compares computes the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+# hidden 128 is one head of 128 for queries, keys and values; the rest from ChatGLM2's layer:
+# four square matrices, three of them with bias, 2 * 256 rows up, 256 columns down, two norms.
+SQUARES, BIASES, MLP, NORMS = 4 * 128 * 128, 3 * 128, 3 * 128 * 256, 2 * 128
+ROWS = 4 * 128 + 2 * 256 + 128
+
+
+def layer_bytes(weights: str, num_bytes: int) -> int:
+    """Count by hand; int4 packs two weights into a byte; a row has a float32 scale."""
+    if weights == "dense":
+        return (SQUARES + BIASES + MLP + NORMS) * num_bytes
+    return (SQUARES + MLP) // 2 + ROWS * 4 + (BIASES + NORMS) * num_bytes
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == {"chatglm_int4.py"}
+
+
+@pytest.mark.slow
+def test_the_int4_benchmark_measures_every_variant_and_finds_them_alike(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    sizes = ["--device", "cpu", "--hidden", "128", "--ffn", "256", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "chatglm_int4.py"), *sizes, "--json", str(file)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert set(record) == {"options", "threads", "processor", "versions", "figures"}
+    assert set(record["versions"]) == {"torch", "transformers", "peft", "bitsandbytes"}
+    figures = {figure.pop("variant"): figure for figure in record["figures"]}
+    assert list(figures) == [
+        "int4:float32", "dense:float32", "int4:bfloat16", "dense:bfloat16", "fast:bfloat16",
+    ]  # fmt: skip
+    for variant, figure in figures.items():
+        weights, dtype = variant.split(":")
+        assert variant in done.stdout
+        assert set(figure) == {
+            "layer_bytes", "error", "decode_ms", "step_ms", "step_tokens_per_second",
+            "step_peak_bytes",
+        }  # fmt: skip
+        # bfloat16 rounds to 1 part in 2^9, a few times over; the first float32 is the reference.
+        low, high = (0, 1e-4) if dtype == "float32" else (1e-4, 5e-2)
+        assert low <= figure["error"] <= high
+        if weights == "fast":  # it is for decoding only, and adds its own layout of the weights
+            assert figure["layer_bytes"] > figures["int4:bfloat16"]["layer_bytes"]
+            assert figure.pop("step_ms") is figure.pop("step_tokens_per_second") is None
+            assert figure.pop("step_peak_bytes") is None
+        else:
+            expected = layer_bytes(weights, 4 if dtype == "float32" else 2)
+            assert figure["layer_bytes"] == expected
+        assert all(value > 0 for name, value in figure.items() if name != "error")
