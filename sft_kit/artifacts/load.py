@@ -55,12 +55,7 @@ def load_run(
             with.
     """
     path = Path(folder)
-    record = read_record(path)
-    if record["status"] != "finished":
-        raise CheckpointError(
-            f"the run in {folder} did not finish (status: {record['status']}): repeat its command "
-            "with --resume"
-        )
+    record = require_finished(path)
     _check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
@@ -70,6 +65,21 @@ def load_run(
         model_settings = _find_base(path, settings["model"] or {}, record, base)
     model = load_model(path, model_settings, device, dtype)
     return LoadedRun(model, tokenizer, template, record)
+
+
+def require_finished(folder: Path) -> dict[str, object]:
+    """Read the record of a run that has finished.
+
+    Raises:
+        CheckpointError: It has not, or there is no run.
+    """
+    record = read_record(folder)
+    if record["status"] != "finished":
+        raise CheckpointError(
+            f"the run in {folder} did not finish (status: {record['status']}): repeat its command "
+            "with --resume"
+        )
+    return record
 
 
 def load_model(

@@ -22,7 +22,7 @@ from transformers.utils.logging import (
     is_progress_bar_enabled,
 )
 
-from sft_kit.artifacts.load import ADAPTER_FILE, LoadedRun, load_run
+from sft_kit.artifacts.load import ADAPTER_FILE, LoadedRun, load_run, require_finished
 from sft_kit.artifacts.merged_card import CARD_FILE, is_merged_card, write_merged_card
 from sft_kit.artifacts.named import LoadOptions, is_run_folder, load_checkpoint, refuse_options
 from sft_kit.artifacts.record import read_record
@@ -230,6 +230,8 @@ def _model_section(source: _Source) -> Mapping[str, object]:
 def _check_source(source: _Source) -> None:
     options = source.options
     refuse_options(options, is_run=source.is_run)
+    if source.is_run:
+        require_finished(Path(source.name))
     if options.adapter or (Path(source.name) / ADAPTER_FILE).is_file():
         return
     settings = ModelSettings(source.name, config=options.config)

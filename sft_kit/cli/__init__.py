@@ -12,6 +12,7 @@ import typer
 
 from sft_kit import __version__
 from sft_kit.cli import model_commands, recipe_commands
+from sft_kit.command import EXIT_INTERRUPTED
 from sft_kit.config import run_recipe
 
 app = typer.Typer(
@@ -31,7 +32,12 @@ def main() -> None:
             output.reconfigure(errors="backslashreplace")
     # It tells at import that it can't download an optional kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    run_recipe(app)
+    try:
+        run_recipe(app)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # typer has caught Ctrl-C and says nothing
+            sys.stderr.write("stopped by Ctrl-C\n")
+        raise
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,6 +1,7 @@
 """LoRA adapters: attach, load, and count what trains."""
 
 import difflib
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sft_kit.errors import CheckpointError, ConfigError, Problem
 from sft_kit.models.chatglm.adapters import convert_adapter
+from sft_kit.models.chatglm.family import family_in
 from sft_kit.models.chatglm.layers import rename_layers
 from sft_kit.models.chatglm.old_adapters import has_old_names
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
@@ -65,7 +67,10 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
     with quiet_peft():
         try:
             return cast("PeftModel", get_peft_model(model, config))
-        except (ValueError, re.error) as error:  # the second from keys of rank_pattern
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, RuntimeError, re.error) as error:
+            # Starts such as PiSSA's need weights that are numbers; re.error: keys of rank_pattern.
             problem = Problem("adapter", "", " ".join(str(error).split()))
             raise ConfigError("the adapter does not fit the model", [problem]) from error
 
@@ -88,11 +93,29 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             todo = "give the folder in which PEFT saved an adapter"
             problem = Problem(str(folder), "", f"it has no {' or '.join(names)}", todo)
             raise CheckpointError(f"{folder} holds no adapter", [problem])
-    if not (_is_chatglm(model) and has_old_names(folder)):
+    if not _is_chatglm(model):
+        return _load_plain(model, folder, folder)
+    _refuse_other_family(model, folder)
+    if not has_old_names(folder):
         return _load_plain(model, folder, folder)
     with TemporaryDirectory(prefix="sft-kit-") as converted:
         convert_adapter(folder, Path(converted), model.config)
         return _load_plain(model, Path(converted), folder)
+
+
+def _refuse_other_family(model: PreTrainedModel, folder: Path) -> None:
+    """Stop where only names tell: ChatGLM2 and ChatGLM3 have the same shapes."""
+    try:
+        settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except ValueError:  # whoever reads the adapter says so
+        return
+    found = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    base = str(found or "")
+    family, own = family_in(base), cast("Any", model.config).family
+    if family is not None and family != own:
+        message = f"found {base!r}, and the base is of the family {own}"
+        problem = Problem(str(folder), "base_model_name_or_path", message, "give the base it names")
+        raise CheckpointError("the adapter was trained on another model", [problem])
 
 
 def _load_plain(model: PreTrainedModel, folder: Path, shown: Path) -> PeftModel:

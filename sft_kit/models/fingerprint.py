@@ -7,7 +7,7 @@ from zipfile import BadZipFile, ZipFile
 
 from transformers.utils.hub import cached_file
 
-from sft_kit.config.checkpoint_header import model_type
+from sft_kit.config.checkpoint_header import model_type, stored_quantization
 from sft_kit.errors import CheckpointError
 from sft_kit.models.weight_files import loaded_files
 from sft_kit.settings import ModelSettings
@@ -92,12 +92,13 @@ def _hash_pickle(path: Path, digest: "hashlib._Hash") -> None:
 
 
 def describe_base(settings: ModelSettings) -> dict[str, object]:
-    """Say which weights a run starts from: name, architecture, folder here, fingerprint."""
+    """Say which weights a run starts from: name, kind, folder on this machine, fingerprint."""
     folder = checkpoint_folder(settings.checkpoint, settings.revision)
     assert folder is not None, "the checkpoint has been loaded before"
     return {
         "name": settings.checkpoint,
         "model_type": model_type(folder),
+        "stored_as": stored_quantization(folder),
         "folder": str(folder.resolve()),
         "fingerprint": fingerprint(folder),
     }

@@ -44,9 +44,9 @@ def known_family(folder: Path | None, name: str = "", explicit: str | None = Non
     """Tell the family, or None where nothing tells; arguments as in `detect_family`.
 
     In this order: the argument, the field `family` that this package writes into config.json, the
-    role tokens in the tokenizer's code, the name given, the names in config.json (its own, and
-    those of repositories in `auto_map`), the name of the folder. Files are looked up in the folder
-    only: of a Hub id, which is no folder, the name is all that counts.
+    role tokens in the tokenizer's code or settings, the name given, the names in config.json (its
+    own, and those of repositories in `auto_map`), the name of the folder. Files are looked up in
+    the folder only: of a Hub id, which is no folder, the name is all that counts.
 
     Raises:
         CheckpointError: The family given, or the one in config.json, is none.
@@ -57,10 +57,11 @@ def known_family(folder: Path | None, name: str = "", explicit: str | None = Non
             return _checked(found, where)
     code = None if folder is None else folder / "tokenization_chatglm.py"
     if code is not None and code.is_file():
-        text = code.read_text(encoding="utf-8", errors="replace")
-        return "chatglm3" if _ROLE_TOKEN in text else "chatglm2"
+        return "chatglm3" if _names_roles(code) else "chatglm2"
+    if folder is not None and _names_roles(folder / "tokenizer_config.json"):
+        return "chatglm3"
     names = (name, *published_names(config), "" if folder is None else folder.name)
-    return next(filter(None, map(_family_in, names)), None)
+    return next(filter(None, map(family_in, names)), None)
 
 
 def published_names(config: Mapping[str, object]) -> list[str]:
@@ -73,6 +74,10 @@ def published_names(config: Mapping[str, object]) -> list[str]:
     return [str(config.get("_name_or_path") or ""), *map(str, places)]
 
 
+def _names_roles(path: Path) -> bool:
+    return path.is_file() and _ROLE_TOKEN in path.read_text(encoding="utf-8", errors="replace")
+
+
 def _checked(found: object, where: str) -> Family:
     if found in get_args(Family):
         return cast("Family", found)
@@ -81,6 +86,7 @@ def _checked(found: object, where: str) -> Family:
     raise CheckpointError("the ChatGLM family is not known", [problem])
 
 
-def _family_in(name: str) -> Family | None:
+def family_in(name: str) -> Family | None:
+    """Read the family from a name such as "THUDM/chatglm3-6b"; None where it says none."""
     match = _NAME.search(name)
     return cast("Family", f"chatglm{match[1]}") if match else None

@@ -173,7 +173,9 @@ def to_glm(model: ChatGLMForCausalLM) -> GlmForCausalLM:
     """
     _refuse_unlike_glm(model)
     fields = model.config.to_dict()
-    names = GlmConfig.default_config_fields().keys() | {"bos_token_id", "rope_parameters"}
+    names = GlmConfig.default_config_fields().keys() | {
+        *("bos_token_id", "eos_token_id", "rope_parameters"),
+    }
     kept = {name: fields[name] for name in names if name in fields}
     config = GlmConfig(**kept | {"dtype": model.dtype, "architectures": ["GlmForCausalLM"]})
     config._attn_implementation = model.config._attn_implementation

@@ -203,7 +203,8 @@ def _group(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[
     layers: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     unknown = []
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
+        # A saved `state_dict()` has the adapter's name in it, what PEFT saves does not.
+        match = _KEY.fullmatch(re.sub(r"\.default(?=\.|$)", "", key))
         if match is None or not isinstance(tensor, torch.Tensor):
             unknown.append(key)
         else:

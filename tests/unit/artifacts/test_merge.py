@@ -211,6 +211,18 @@ def test_storing_16_bits_rounds_weights_and_no_rotary_frequencies(
     assert (merged.by_rounding > 0) is (dtype == "bfloat16")
 
 
+@pytest.mark.parametrize(("name", "ends"), [("chatglm2_tiny_int4", [2]),
+                                            ("chatglm3_tiny_fp16", [2, 466, 468])])  # fmt: skip
+def test_an_exported_config_names_the_end_tokens_of_its_own_vocabulary(
+    chatglm_fixtures: Path, tmp_path: Path, name: str, ends: list[int]
+):
+    merge_and_save(str(chatglm_fixtures / name), tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (2, 0)
+    generation = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == ends
+
+
 def test_a_chatglm_without_adapter_is_exported(chatglm_fixtures: Path, tmp_path: Path):
     folder = chatglm_fixtures / "chatglm2_tiny_int4"
     expected = load_file(folder / "expected.safetensors")
@@ -267,6 +279,16 @@ def test_without_an_adapter_there_is_nothing_to_merge(
     with pytest.raises(CheckpointError, match=r"nothing to merge.*\n.*loaded as it is"):
         merge_and_save(str(make_run(gpt2_checkpoint, adapter=False)), output)
     assert not output.exists()
+
+
+def test_a_run_that_did_not_finish_is_not_merged(make_run, gpt2_checkpoint: Path, tmp_path: Path):
+    folder = make_run(gpt2_checkpoint)
+    record = (folder / "run.yaml").read_text()
+    assert "status: finished" in record
+    (folder / "run.yaml").write_text(record.replace("status: finished", "status: running"))
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"did not finish .*--resume"):
+        merge_and_save(str(folder), tmp_path / "merged")
 
 
 def test_options_that_do_not_fit_are_refused(make_run, gpt2_checkpoint: Path, tmp_path: Path):

@@ -199,6 +199,7 @@ def test_a_base_is_described_by_name_absolute_folder_and_fingerprint(
     assert describe_base(ModelSettings("base")) == {
         "name": "base",
         "model_type": "gpt2",
+        "stored_as": "",
         "folder": str((tmp_path / "base").resolve()),
         "fingerprint": base,
     }

@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 # As PEFT 0.3.0 wrote it; 0.2 also has `enable_lora` and `merge_weights`.
 OLD_SETTINGS: dict[str, object] = {
-    "base_model_name_or_path": "THUDM/chatglm2-6b", "bias": "none", "fan_in_fan_out": False,
+    "base_model_name_or_path": "/models/base", "bias": "none", "fan_in_fan_out": False,
     "inference_mode": True, "init_lora_weights": True, "lora_alpha": ALPHA, "lora_dropout": 0.1,
     "merge_weights": False, "enable_lora": None, "modules_to_save": None, "peft_type": "LORA",
     "r": RANK, "target_modules": ["query_key_value"], "task_type": "CAUSAL_LM",
@@ -190,7 +190,7 @@ def test_a_converted_adapter_is_a_plain_one_for_peft(folder: Path, tmp_path: Pat
     settings = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
     assert sorted(settings["target_modules"]) == ["k_proj", "q_proj", "v_proj"]
     assert (settings["r"], settings["lora_alpha"]) == (RANK, ALPHA)
-    assert settings["base_model_name_or_path"] == "THUDM/chatglm2-6b"
+    assert settings["base_model_name_or_path"] == "/models/base"
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
@@ -367,7 +367,7 @@ def rename_first(old: str, new: str) -> Callable[[Tensors], None]:
         (change_first("lora_A", lambda value: value[1:]), "lora_A.weight: found 3 x 64, .*4 x 64"),
         (change_first("lora_B", lambda _: None), "lora_B.weight: found none, .*128 x 4"),
         (rename_first("layers.0", "layers.7"), "layers.7.*: the base, which has 2 blocks"),
-        (rename_first("lora_A.weight", "lora_A.default.weight"), "lora_A.default: the base, which"),
+        (rename_first("lora_A.weight", "lora_A.other.weight"), "lora_A.other: the base, which"),
         (rename_first("lora_A.weight", "lora_E"), "lora_E: accepts LoRA tensors"),
         (rename_first("lora_A.weight", "weight"), "query_key_value.weight: found"),
     ],
@@ -612,3 +612,34 @@ def test_an_old_adapter_on_packed_weights_merges_into_a_stock_glm(folder: Path, 
     assert type(merged).__module__.startswith("transformers.models.glm.")
     expected = by_hand(folder, plain_lora(tensors))
     assert difference(logits(merged), expected) < 2e-5
+
+
+@pytest.mark.parametrize("base", ["THUDM/chatglm3-6b", "/models/chatglm3-6b-32k"])
+def test_an_adapter_of_the_other_family_is_refused(
+    chatglm_fixtures: Path, tmp_path: Path, base: str
+):
+    folder = chatglm_fixtures / "chatglm2_tiny_fp16"  # the shapes are the same in both families
+    old = save_old(tmp_path / "old", random_lora(folder), base_model_name_or_path=base)
+    with pytest.raises(CheckpointError, match="of the family chatglm2"):
+        load_adapter(load(folder), old)
+    other = tmp_path / "other"
+    save_old(other, random_lora(folder), base_model_name_or_path="THUDM/chatglm2-6b-int4")
+    load_adapter(load(folder), other)
+
+
+def test_a_state_dict_with_the_adapters_name_in_it_is_converted_too(fp16: Path, tmp_path: Path):
+    tensors = random_lora(fp16)
+    named = {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+    assert named.keys() != tensors.keys()
+    plain = load_adapter(load(fp16), save_old(tmp_path / "plain", tensors))
+    ours = load_adapter(load(fp16), save_old(tmp_path / "named", named))
+    assert torch.equal(logits(ours), logits(plain))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal"])
+def test_a_start_that_packed_weights_do_not_allow_is_refused_in_words(
+    chatglm_fixtures: Path, start: str
+):
+    model = load(chatglm_fixtures / "chatglm2_tiny_int4")
+    with pytest.raises(ConfigError, match="the adapter does not fit the model"):
+        attach_lora(model, lora(["query_key_value"], init_lora_weights=start))

@@ -158,3 +158,12 @@ def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path):
     with pytest.raises(CheckpointError) as caught:
         detect_family(folder)
     assert caught.value.problems[0].where == f"{folder}/config.json"
+
+
+def test_role_tokens_in_the_tokenizers_settings_tell_too(tmp_path: Path):
+    folder = make_folder(tmp_path / "mine")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMTokenizer"}')
+    assert known_family(folder) is None
+    tokens = {"added_tokens_decoder": {"64795": {"content": "<|user|>"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    assert known_family(folder) == "chatglm3"
