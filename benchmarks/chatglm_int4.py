@@ -35,6 +35,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 
+from sft_kit.models.adapters import quiet_peft
 from sft_kit.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
 from sft_kit.models.chatglm.fast_int4 import use_fast_int4
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
@@ -262,7 +263,8 @@ def decode(model: ChatGLMForCausalLM, options: argparse.Namespace) -> Callable[[
 def train_step(model: ChatGLMForCausalLM, options: argparse.Namespace) -> Callable[[], object]:
     """Forward, backward and update of a LoRA on all linear layers."""
     torch.manual_seed(0)
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
+    with quiet_peft():
+        adapted = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
     ids = prompt(options, model)
 
