@@ -21,6 +21,11 @@ def explain_damage(folder: Path, error: BaseException) -> tuple[str, str]:
     if is_unsafe_pickle(error):
         found = "found a pickle that holds more than tensors; nothing of it was run"
         return found, "take the weights from where they were published, or as safetensors"
+    if "ignore_mismatched_sizes" in str(error):
+        found = (
+            "found weights of other sizes than config.json says (or of another quantization_bit)"
+        )
+        return found, "take config.json from where the weights come from"
     index = folder / "pytorch_model.bin.index.json"
     if any(folder.glob("pytorch_model-*.bin")) and not index.is_file():
         return f"found parts of the weights without {index.name}", "copy it too"

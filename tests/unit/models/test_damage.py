@@ -1,5 +1,6 @@
 """A folder that does not load is explained by what is in it."""
 
+import json
 import os
 import pickle
 import shutil
@@ -55,6 +56,27 @@ def test_a_pickle_that_would_run_something_is_refused_and_nothing_is_run(folder:
         pickle.dump(Trap(mark), file)
     pickle.loads((folder / "direct.pkl").read_bytes())
     assert mark.exists(), "the trap would have sprung"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("chatglm2_tiny_int4", "quantization_bit", 0),
+        ("chatglm2_tiny_int4", "quantization_bit", 8),
+        ("chatglm2_tiny_fp16", "quantization_bit", 4),
+        ("chatglm2_tiny_fp16", "ffn_hidden_size", 96),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_called_that(
+    tmp_path: Path, chatglm_fixtures: Path, name: str, field: str, value: int
+):
+    folder = Path(shutil.copytree(chatglm_fixtures / name, tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    message = refused(folder)
+    assert "config.json" in message
+    assert "take config.json from where the weights come from" in message
+    assert "ignore_mismatched_sizes" not in message
 
 
 def test_parts_without_their_index_are_named(tmp_path: Path, chatglm_fixtures: Path):
