@@ -31,7 +31,8 @@ from sft_kit.devices import free_memory_bytes
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import count_parameters
 from sft_kit.models.base import load_causal_lm, load_config_of
-from sft_kit.models.merging import is_exact, merge, probe_logits, to_dense
+from sft_kit.models.merging import is_exact, merge, to_dense
+from sft_kit.models.probe import probe_logits
 from sft_kit.settings import Dtype, ModelSettings, StoredDtype
 
 _EXACT = 1e-4

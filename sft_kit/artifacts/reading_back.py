@@ -1,7 +1,6 @@
 """Proof that what was saved gives back the model in memory."""
 
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -11,9 +10,9 @@ from transformers import PreTrainedModel
 from sft_kit.artifacts.load import load_model
 from sft_kit.devices import free_memory_bytes
 from sft_kit.models.adapters import quiet_peft
+from sft_kit.models.probe import probe_logits
 from sft_kit.settings import ModelSettings
 
-_PROBE_TOKENS = 32
 _ROOM = 1.25
 """Memory that a second model needs while it is loaded, as a multiple of its weights."""
 
@@ -40,11 +39,11 @@ def reload_difference(
     was_training = model.training
     model.eval()
     try:
-        before = _logits(model)
+        before = probe_logits(model)
         if _second_model_fits(model):
             device = next(model.parameters()).device
             base = settings if isinstance(model, PeftModel) else None
-            after = _logits(load_model(folder, base, device).eval())
+            after = probe_logits(load_model(folder, base, device).eval())
         elif isinstance(model, PeftModel):
             after = _logits_of_saved_adapter(model, folder)
         else:
@@ -71,7 +70,7 @@ def _logits_of_saved_adapter(model: PeftModel, folder: Path) -> torch.Tensor:
         model.load_adapter(str(folder), _READ_BACK, is_trainable=False)
         try:
             model.set_adapter(_READ_BACK)
-            return _logits(model)
+            return probe_logits(model)
         finally:
             model.set_adapter(trained)
             model.delete_adapter(_READ_BACK)
@@ -89,14 +88,3 @@ def _saved_tensors_are_equal(model: PreTrainedModel, folder: Path) -> bool:
                 seen.add(tensor.data_ptr())
     # A tied tensor is saved once, under one of its names.
     return all(parameter.data_ptr() in seen for parameter in model.parameters())
-
-
-def _logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:
-    device = next(model.parameters()).device
-    vocabulary = int(model.config.vocab_size)
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device).remainder(vocabulary).unsqueeze(0)
-    # accelerate puts an autocasting `forward` on the instance that was trained; the class's own one
-    # gives what the weights give.
-    forward = cast("Any", type(model)).forward
-    with torch.no_grad():
-        return cast("torch.Tensor", forward(model, input_ids=ids).logits).float()

@@ -23,8 +23,6 @@ from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import quiet_peft
 from sft_kit.models.chatglm.modeling import to_glm
 
-_PROBE_TOKENS = 32
-
 
 def merge(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Merge the adapter, if there is one, into a dense float32 model of a stock class.
@@ -82,16 +80,6 @@ def is_exact(model: nn.Module) -> bool:
     dtypes = {value.dtype for value in model.parameters() if value.is_floating_point()}
     has_int8 = any(isinstance(module, Linear8bitLt) for module in model.modules())
     return dtypes <= {torch.float32, torch.float64} and not has_int8
-
-
-def probe_logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:
-    """Compute the logits (T, V) of fixed token ids, in float32 on the CPU."""
-    vocabulary = int(model.config.vocab_size)
-    device = next(model.parameters()).device
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device).remainder(vocabulary).unsqueeze(0)
-    with torch.no_grad():
-        logits = cast("Any", model)(input_ids=ids).logits
-    return cast("torch.Tensor", logits)[0].float().cpu()
 
 
 def _only_adapter(model: PeftModel) -> tuple[str, Any]:

@@ -25,7 +25,7 @@ from sft_kit.inference.generate import generate
 from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_causal_lm
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
-from sft_kit.models.merging import probe_logits
+from sft_kit.models.probe import probe_logits
 from sft_kit.settings import ModelSettings, SampleSettings
 
 RECIPE = '''"""A recipe."""

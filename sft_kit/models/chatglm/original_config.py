@@ -60,7 +60,7 @@ OVERRIDABLE = frozenset((*_REQUIRED, *ORIGINAL_FIELDS.values(), *_ONLY)) | {
 }  # fmt: skip
 """Fields whose meaning or check depends on others, so that they can't be set afterwards."""
 
-_TODO: Mapping[str, str] = MappingProxyType(
+_ADVICE: Mapping[str, str] = MappingProxyType(
     {
         "pre_seq_len": "P-tuning prefixes are not supported: take the checkpoint that the prefix "
         "was trained on, and train a LoRA adapter",
@@ -208,7 +208,9 @@ def _contradictions(raw: Mapping[str, object]) -> list[Problem]:
 def _flags(raw: Mapping[str, object]) -> list[Problem]:
     todo = "the GLM architecture has no equivalent: choose another checkpoint"
     return [
-        Problem("", name, f"found {_json(raw[name])}; accepts {_json(only)}", _TODO.get(name, todo))
+        Problem(
+            "", name, f"found {_json(raw[name])}; accepts {_json(only)}", _ADVICE.get(name, todo)
+        )
         for name, only in _ONLY.items()
         if name in raw and raw[name] != only
     ]

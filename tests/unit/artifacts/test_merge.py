@@ -16,7 +16,7 @@ from sft_kit.artifacts import load_named, load_run, merge_and_save
 from sft_kit.artifacts.named import LoadOptions
 from sft_kit.data.templates import encode_prompt
 from sft_kit.errors import CheckpointError, ConfigError
-from sft_kit.models.merging import probe_logits
+from sft_kit.models.probe import probe_logits
 
 MESSAGES = [{"role": "user", "content": "How are you today?"}]
 PLAIN = """

@@ -11,7 +11,7 @@ from sft_kit.artifacts import LoadOptions, load_named, load_run
 from sft_kit.artifacts.named import is_run_folder
 from sft_kit.errors import CheckpointError, ConfigError
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
-from sft_kit.models.merging import probe_logits
+from sft_kit.models.probe import probe_logits
 
 
 def test_a_run_folder_loads_as_before(make_run, gpt2_checkpoint: Path):

@@ -16,6 +16,20 @@ WORDS = (
     "Sesame! sesame? barley? yes and no",
 )
 SPECIAL = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+# As ChatGLM3: a role token opens a message, so an answer ends where the next one opens.
+ROLES = (
+    "{{- '[gMASK]<sop>' -}}{%- for m in messages -%}"
+    "{{- '<|' + m['role'] + '|>\\n ' + m['content'] -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}"
+    "{%- elif messages[-1]['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
+)
+# As ChatGLM2: only a last answer begins with a blank and has a stop token.
+ROUNDS = (
+    "{{- '[gMASK]<sop>' -}}{%- for m in messages -%}"
+    "{%- if m['role'] == 'user' -%}{{- '问：' + m['content'] + '\\n\\n答：' -}}"
+    "{%- elif loop.last -%}{{- ' ' + m['content'] + eos_token -}}"
+    "{%- else -%}{{- m['content'] + '\\n\\n' -}}{%- endif -%}{%- endfor -%}"
+)
 KINDS = ("prepend", "metaspace-first", "metaspace-always")
 
 

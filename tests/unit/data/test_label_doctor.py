@@ -10,18 +10,7 @@ from sft_kit.config import Resolved
 from sft_kit.errors import DataError
 from sft_kit.label_doctor import show_labels
 
-ROLES = (
-    "{{- '[gMASK]<sop>' -}}{%- for m in messages -%}"
-    "{{- '<|' + m['role'] + '|>\\n ' + m['content'] -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}"
-    "{%- elif messages[-1]['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
-)
-ROUNDS = (
-    "{{- '[gMASK]<sop>' -}}{%- for m in messages -%}"
-    "{%- if m['role'] == 'user' -%}{{- '问：' + m['content'] + '\\n\\n答：' -}}"
-    "{%- elif loop.last -%}{{- ' ' + m['content'] + eos_token -}}"
-    "{%- else -%}{{- m['content'] + '\\n\\n' -}}{%- endif -%}{%- endfor -%}"
-)
+from .conftest import ROLES, ROUNDS
 
 
 @pytest.fixture

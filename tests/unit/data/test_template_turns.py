@@ -19,6 +19,8 @@ from sft_kit.data.tokenization import encode_conversation, tokenize
 from sft_kit.errors import DataError, TemplateError
 from sft_kit.settings import DataSettings
 
+from .conftest import ROLES, ROUNDS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,20 +33,6 @@ if TYPE_CHECKING:
 HERE = Where("rows.jsonl", 1)
 PIECES = ("hello", " world", "\n", "\n\n", "  ", "7", "你好", "，", "é", "🙂", "'", "\t", "问：")
 
-# As ChatGLM3: a role token opens a message, so an answer ends where the next one opens.
-ROLES = (
-    "{{- '[gMASK]<sop>' -}}{%- for m in messages -%}"
-    "{{- '<|' + m['role'] + '|>\\n ' + m['content'] -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}"
-    "{%- elif messages[-1]['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
-)
-# As ChatGLM2: only a last answer begins with a blank and has a stop token.
-ROUNDS = (
-    "{{- '[gMASK]<sop>' -}}{%- for m in messages -%}"
-    "{%- if m['role'] == 'user' -%}{{- '问：' + m['content'] + '\\n\\n答：' -}}"
-    "{%- elif loop.last -%}{{- ' ' + m['content'] + eos_token -}}"
-    "{%- else -%}{{- m['content'] + '\\n\\n' -}}{%- endif -%}{%- endfor -%}"
-)
 # As Qwen3: an earlier answer loses its empty thinking.
 THINKING = (
     "{%- for m in messages -%}{{- '[' + m['role'] + ']' -}}"

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from sft_kit.errors import CheckpointError
 from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_causal_lm
-from sft_kit.models.merging import merge, probe_logits, to_dense
+from sft_kit.models.merging import merge, to_dense
+from sft_kit.models.probe import probe_logits
 from sft_kit.settings import ModelSettings
 
 STORAGES = [("none", "float32"), ("none", "bfloat16"), ("int8", "float32"), ("nf4", "float32"),
