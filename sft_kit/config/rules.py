@@ -7,13 +7,14 @@ that a YAML can be checked in a second without building it.
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from sft_kit.config.checkpoint_header import local_folder, module_names, stored_quantization
+from sft_kit.config.label_rules import LABEL_RULES
 from sft_kit.config.suggestions import did_you_mean, nearest
+from sft_kit.config.view import Rule, View
 from sft_kit.errors import Problem
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
@@ -22,51 +23,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MAYBE_TIED = ("lm_head",)
 _PREFIXES = ("", "transformer.", "model.", "base_model.", "model.language_model.")
 _MAX_LISTED = 12
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The checked settings as rules see them.
-
-    Attributes:
-        sections: Section -> key -> value; None is a section that says `null`.
-        origins: Dotted key -> `file:line`, "command line" or "default".
-        faulty: Dotted keys that have a problem already.
-        hub_cache: Folder of the Hub's local cache.
-    """
-
-    sections: Mapping[str, Mapping[str, object] | None]
-    origins: Mapping[str, str]
-    faulty: frozenset[str]
-    hub_cache: Path
-
-    def get(self, dotted: str) -> object:
-        """A value; None when the section is null or absent."""
-        section, _, key = dotted.partition(".")
-        return (self.sections.get(section) or {}).get(key)
-
-    def number(self, dotted: str) -> float:
-        """A value that is a number; 0 when it is not set."""
-        value = self.get(dotted)
-        return value if isinstance(value, int | float) else 0
-
-    def is_given(self, dotted: str) -> bool:
-        """Whether the YAML or the command line says it."""
-        return self.origins.get(dotted, "default") != "default"
-
-    def can_check(self, *dotted: str) -> bool:
-        """Whether the recipe has all these keys and none of them is faulty."""
-        return all(key in self.origins and key not in self.faulty for key in dotted)
-
-    def problem(self, dotted: str, message: str, todo: str = "") -> Problem:
-        """A problem at the place of a key, or of its section where the key has its default."""
-        section = dotted.partition(".")[0]
-        own = self.origins.get(dotted, "default")
-        where = own if own != "default" else self.origins.get(section, "default")
-        return Problem(where, dotted, message, todo)
-
-
-Rule = Callable[[View], Iterator[Problem]]
 
 
 def broken_rules(view: View) -> list[Problem]:
@@ -119,6 +75,8 @@ def _two_eval_sources(view: View) -> Iterator[Problem]:
 
 def _eval_without_rows(view: View) -> Iterator[Problem]:
     has_rows = view.get("data.eval_path") is not None or view.number("data.eval_fraction") > 0
+    if "data.num_folds" in view.faulty or view.get("data.num_folds") is not None:
+        return
     if view.get("train.eval_strategy") != "no" and not has_rows:
         found = f"found {view.get('train.eval_strategy')} without rows to evaluate on"
         todo = "set data.eval_path or data.eval_fraction, or train.eval_strategy: no"
@@ -360,6 +318,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
         ("train.dataloader_num_workers", "train.dataloader_persistent_workers"): _needs_workers(
             "train.dataloader_persistent_workers"
         ),
+        **LABEL_RULES,
     }
 )
 """Rule by the keys it looks at; skipped where one of them is faulty or the recipe lacks it."""

@@ -117,9 +117,7 @@ def _parts(tp: Any) -> list[str]:  # noqa: ANN401
             if not (kind is int and float in bare)
         ]
         parts = [
-            "a list of these"
-            if get_origin(member) is list and get_args(member)[0] in arguments
-            else part
+            "a list of these" if _is_list_of(member, arguments) else part
             for member in members
             for part in _parts(member)
         ]
@@ -129,6 +127,15 @@ def _parts(tp: Any) -> list[str]:  # noqa: ANN401
     if origin is dict:
         return ["a mapping"]
     return list(_SIMPLE.get(tp, ("a mapping" if isinstance(tp, type) else "any value",)))
+
+
+def _is_list_of(tp: Any, members: Iterable[Any]) -> bool:  # noqa: ANN401
+    """Whether a type is a list of what some members of a union accept one of."""
+    if get_origin(tp) is not list:
+        return False
+    item = get_args(tp)[0]
+    is_union = get_origin(item) in (Union, types.UnionType)
+    return set(get_args(item) if is_union else [item]) <= set(members)
 
 
 def _is_annotated(tp: Any) -> bool:  # noqa: ANN401

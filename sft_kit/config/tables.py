@@ -167,7 +167,9 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
             "it would log invented losses in place of NaN", "set it to false", harmless=(False,)
         ),
         "TrainingArguments.label_smoothing_factor": Refusal(
-            "the recipe computes its own loss, which has no smoothing", "remove it", harmless=(0,)
+            "the recipe computes its own loss",
+            "remove it; classifiers have classify.label_smoothing",
+            harmless=(0,),
         ),
         "TrainingArguments.average_tokens_across_devices": Refusal(
             "each process would count the same however few tokens it learns from",

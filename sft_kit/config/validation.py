@@ -194,6 +194,7 @@ def _type_problems(
     if deepest == 0:
         return [_value_problem(setting, node, dotted)]
     problems: dict[str, Problem] = {}
+    accepted: dict[str, list[str]] = {}
     for (path, inner), error in located:
         if len(path) < deepest:
             continue
@@ -203,10 +204,13 @@ def _type_problems(
         elif error["type"] == "missing":
             message, todo = f"found no {error['loc'][-1]}, accepts a value for it", ""
         else:
-            accepted = _WORDS.get(error["type"], error["msg"])
-            message = f"found {_shown(inner)}, accepts {accepted}"
-            todo = _what_to_write(inner, accepted)
-        problems.setdefault(key, Problem(inner.where, key, message, todo))
+            words = accepted.setdefault(key, [])
+            if (word := _WORDS.get(error["type"], error["msg"])) not in words:
+                words.append(word)
+            message = f"found {_shown(inner)}, accepts {' or '.join(words)}"
+            todo = _what_to_write(inner, " or ".join(words))
+        if key not in problems or key in accepted:
+            problems[key] = Problem(inner.where, key, message, todo)
     return list(problems.values())
 
 
@@ -244,10 +248,10 @@ def _texts(tp: object) -> list[str]:
 def _what_to_write(node: Node, accepted: str) -> str:
     value = node.value
     takes_number = "number" in accepted
-    if isinstance(value, bool | int | float) and accepted.startswith("text"):
-        return f'for this text write "{node.written}" in quotes'
     if isinstance(value, float) and value.is_integer() and "whole number" in accepted:
         return f"write {int(value)}"
+    if isinstance(value, bool | int | float) and accepted.startswith("text"):
+        return f'for this text write "{node.written}" in quotes'
     if not isinstance(value, str):
         return ""
     plain = scalar(value.replace("_", "").replace(",", ""), node.where).value
