@@ -22,7 +22,7 @@ from sft_kit.data.token_text import mark_tokens
 from sft_kit.data.tokenization import tokenize
 from sft_kit.errors import DataError, FormatError
 from sft_kit.models.base import load_tokenizer
-from sft_kit.settings import DataSettings, ModelSettings, ScratchModelSettings
+from sft_kit.settings import DataSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def show_labels(
         CheckpointError: No tokenizer.
     """
     settings = resolved.own("data", DataSettings)
-    tokenizer = load_tokenizer(_model_settings(resolved))
+    tokenizer = load_tokenizer(resolved.own_model())
     template = choose_template(tokenizer, settings.template)
     stops = template.stop_token_ids
     splits, bad_rows = _read_rows(settings)
@@ -99,12 +99,6 @@ def _describe_template(template: Template) -> str:
     if template.learns_last_answer_only:
         parts.append("only the last answer of a chat is learnt")
     return ", ".join(parts)
-
-
-def _model_settings(resolved: Resolved) -> ModelSettings | ScratchModelSettings:
-    if "checkpoint" in (resolved.sections.get("model") or {}):
-        return resolved.own("model", ModelSettings)
-    return resolved.own("model", ScratchModelSettings)
 
 
 def _say(console: Console, text: str) -> None:

@@ -83,12 +83,12 @@ class LabelReport:
     @property
     def median_length(self) -> int:
         """The length that half of the examples don't exceed; 0 without examples."""
-        return _nearest_rank(self.lengths, 0.5)
+        return nearest_rank(self.lengths, 0.5)
 
     @property
     def p90_length(self) -> int:
         """The length that nine tenths of the examples don't exceed; 0 without examples."""
-        return _nearest_rank(self.lengths, 0.9)
+        return nearest_rank(self.lengths, 0.9)
 
     @property
     def longest_length(self) -> int:
@@ -227,6 +227,15 @@ def _after_cut(report: LabelReport) -> str:
     return f" after max_length={report.longest_length}" if report.num_cut else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun.
+
+    >>> counted(1, "row"), counted(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def name_places(rows: Sequence[Where]) -> str:
     """Name the first ten places, in brackets: `(lines 12, 88, ...)`, with files if several."""
     named = rows[:_MAX_NAMED_ROWS]
@@ -303,7 +312,8 @@ def _last_label(example: Example) -> int | None:
     return next((label for label in reversed(example.labels) if label != IGNORED), None)
 
 
-def _nearest_rank(lengths: Sequence[int], fraction: float) -> int:
+def nearest_rank(lengths: Sequence[int], fraction: float) -> int:
+    """The smallest length that this share of them doesn't exceed; 0 without lengths."""
     if not lengths:
         return 0
     return sorted(lengths)[max(ceil(fraction * len(lengths)), 1) - 1]

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sft_kit.data.encodings import UTF8
 from sft_kit.data.rows import RawRow, Where
 from sft_kit.data.text_files import (
     MAX_ROW_CHARACTERS,
     byte_lines,
+    decoded_text,
     encoding_problem,
     read_bytes,
     text_problem,
@@ -66,18 +68,19 @@ def decode(text: str, start: int = 0) -> Decoded:
     return Decoded(value, end, tuple(complaints))
 
 
-def read_json_lines(path: Path, name: str) -> Iterator[RawRow | Problem]:
+def read_json_lines(path: Path, name: str, encoding: str = UTF8) -> Iterator[RawRow | Problem]:
     """Yield the object of each line that is not blank.
 
     Args:
         path: File to read.
         name: The file as the user named it.
+        encoding: Python's name of the file's encoding.
     """
-    for number, offset, line in byte_lines(path):
+    for number, offset, line in byte_lines(path, encoding):
         if not line.strip():
             continue
         where = Where(name, number)
-        yield text_problem(where, line, offset) or _row_of_line(line, where)
+        yield text_problem(where, line, offset, encoding) or _row_of_line(line, where)
 
 
 def _row_of_line(line: bytes, where: Where) -> RawRow | Problem:
@@ -111,17 +114,18 @@ def _row(decoded: Decoded, where: Where) -> RawRow | Problem:
     return RawRow(decoded.value, where)
 
 
-def read_json_list(path: Path, name: str) -> Iterator[RawRow | Problem]:
+def read_json_list(path: Path, name: str, encoding: str = UTF8) -> Iterator[RawRow | Problem]:
     """Yield the objects of a JSON list; goes on behind a broken one.
 
     Args:
         path: File to read.
         name: The file as the user named it.
+        encoding: Python's name of the file's encoding.
     """
-    # Bytes that are not UTF-8 become lone surrogates: they spoil their own row, and no other.
-    text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+    # Bytes of another encoding become lone surrogates: they spoil their own row, and no other.
+    text = decoded_text(path, encoding)
     has_bom = read_bytes(path, 3) == b"\xef\xbb\xbf"
-    yield from _walk_list(_Text(text, name, byte=3 if has_bom else 0))
+    yield from _walk_list(_Text(text, name, encoding, byte=3 if has_bom else 0))
 
 
 @dataclass(slots=True)
@@ -130,6 +134,7 @@ class _Text:
 
     text: str
     file: str
+    encoding: str
     at: int = 0
     line: int = 1
     line_start: int = 0
@@ -196,7 +201,8 @@ def _checked_row(source: _Text, at: int, decoded: Decoded, where: Where) -> RawR
         return too_long(where, decoded.end - at)
     if bad := _NOT_UTF8.search(source.text, at, decoded.end):
         byte = ord(bad.group()) - 0xDC00
-        return encoding_problem(where, source.byte_offset(bad.start()), byte)
+        offset = source.byte_offset(bad.start())
+        return encoding_problem(where, offset, byte, source.encoding)
     return _row(decoded, where)
 
 
@@ -290,28 +296,28 @@ def _end_of_run(text: str, at: int) -> int:
         at = _skip_space(text, end + 1)
 
 
-def holds_list(path: Path, suffix: str) -> bool:
+def holds_list(path: Path, suffix: str, encoding: str = UTF8) -> bool:
     """Tell a JSON list from JSON Lines: it starts with [ (and ends with ] in a .jsonl file)."""
-    first, more = _first_lines(path)
+    first, more = _first_lines(path, encoding)
     if not first.startswith(b"["):
         return False
-    if suffix == ".jsonl" and not read_bytes(path).rstrip().endswith(b"]"):
+    if suffix == ".jsonl" and not decoded_text(path, encoding).rstrip().endswith("]"):
         return False
     # A first line like `["a", 1]` with more lines behind it is a bad row of JSON Lines.
     return bool(re.match(rb"\[\s*(\{|\]|$)", first) or not more or not first.endswith(b"]"))
 
 
-def refuse_object_over_lines(path: Path, name: str) -> None:
+def refuse_object_over_lines(path: Path, name: str, encoding: str = UTF8) -> None:
     """Refuse a file that is one big object instead of a list or one object per line.
 
     Raises:
         DataError: With the field that seems to hold the rows, if there is one.
     """
-    first, _ = _first_lines(path)
+    first, _ = _first_lines(path, encoding)
     if not first.startswith(b"{") or b"}" in first:
         return
     try:
-        value = decode(read_bytes(path).decode("utf-8-sig", errors="replace").lstrip()).value
+        value = decode(decoded_text(path, encoding).lstrip()).value
     except ValueError:
         return
     lists = (
@@ -326,6 +332,6 @@ def refuse_object_over_lines(path: Path, name: str) -> None:
     )
 
 
-def _first_lines(path: Path) -> tuple[bytes, bytes]:
-    lines = (line.strip() for _, _, line in byte_lines(path) if line.strip())
+def _first_lines(path: Path, encoding: str) -> tuple[bytes, bytes]:
+    lines = (line.strip() for _, _, line in byte_lines(path, encoding) if line.strip())
     return next(lines, b""), next(lines, b"")

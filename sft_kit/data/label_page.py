@@ -16,7 +16,7 @@ from sft_kit.data.rows import Example, ReadReport
 from sft_kit.data.token_text import MarkedToken, readable
 from sft_kit.errors import ConfigError, Problem
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60646c; --paper: #fcfcfd;
   --line: #e0e1e6; --learnt: #d3f4dc; --learnt-alt: #b9e9c7; --learnt-ink: #11452a;
   --alt: #e3e6ea; --bar: #3e8ed0; --good: #18794e; --bad: #ad5700; --note: #fff4d6; }
@@ -50,10 +50,26 @@ pre { margin: 0; padding: .9rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-bottom: 2px solid var(--good); }
 .learnt:nth-child(even) { background: var(--learnt-alt); }
 """
+"""What all pages look like, in light and in dark."""
 
-_PAGE = """\
+PAGE_START = """\
 {%- macro both(english, chinese) -%}
 <span class="en" lang="en">{{ english }}</span><span class="zh" lang="zh-Hans">{{ chinese }}</span>
+{%- endmacro -%}
+{%- macro heads() -%}
+<th>{{ both("training", "训练集") }}</th>
+{%- if has_evaluation %}<th>{{ both("evaluation", "评估集") }}</th>{% endif %}
+{%- endmacro -%}
+{%- macro figures(rows) -%}
+{%- for row in rows %}
+<tr><th>{{ both(row[0].english, row[0].chinese) }}</th>
+{%- for figure in row %}
+<td class="{{ figure.verdict }}">{{ figure.value }}</td>
+{%- endfor %}</tr>
+{%- endfor %}
+{%- endmacro -%}
+{%- macro lines(items) -%}
+<ul>{% for item in items %}<li>{{ item }}</li>{% endfor %}</ul>
 {%- endmacro -%}
 <!DOCTYPE html>
 <html lang="en">
@@ -61,12 +77,12 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Label doctor · 标签检查</title>
+<title>{{ title.english }} · {{ title.chinese }}</title>
 <style>{{ style | safe }}</style>
 </head>
 <body>
 <header>
-<h1>{{ both("Label doctor", "标签检查") }}</h1>
+<h1>{{ both(title.english, title.chinese) }}</h1>
 <div>
 <label><input type="radio" name="language" id="en" checked> English</label>
 <label><input type="radio" name="language" id="zh"> 中文</label>
@@ -76,17 +92,31 @@ _PAGE = """\
 <h2>{{ both("Worth a look", "值得注意") }}</h2>
 <ul class="notes">{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
 {%- endif %}
+"""
+"""What all pages begin with; takes `title`, `style`, `notes` and `has_evaluation`."""
+
+LENGTH_BARS = """\
+<div class="bars">
+{%- for bar in bars %}
+<span>{{ bar.label }}</span><span class="bar" style="width: {{ bar.width }}%"></span>
+<span>{{ bar.count }}</span>
+{%- endfor %}
+</div>
+"""
+"""A histogram; takes `bars`."""
+
+PAGE_END = """\
+</body>
+</html>
+"""
+
+_PAGE = (
+    PAGE_START
+    + """\
 <h2>{{ both("Labels", "标签") }}</h2>
 <table>
-<thead><tr><td></td><th>{{ both("training", "训练集") }}</th>
-{%- if has_evaluation %}<th>{{ both("evaluation", "评估集") }}</th>{% endif %}</tr></thead>
-<tbody>
-{%- for figures in labels %}
-<tr><th>{{ both(figures[0].english, figures[0].chinese) }}</th>
-{%- for figure in figures %}
-<td class="{{ figure.verdict }}">{{ figure.value }}</td>
-{%- endfor %}</tr>
-{%- endfor %}
+<thead><tr><td></td>{{ heads() }}</tr></thead>
+<tbody>{{ figures(labels) }}
 </tbody>
 </table>
 <h2>{{ both("Rows", "数据行") }}</h2>
@@ -103,12 +133,9 @@ _PAGE = """\
 <ul>{% for row in bad_rows %}<li>{{ row }}</li>{% endfor %}</ul></details>
 {%- endif %}
 <h2>{{ both("Tokens per training example", "每个训练样本的词元数") }}</h2>
-<div class="bars">
-{%- for bar in bars %}
-<span>{{ bar.label }}</span><span class="bar" style="width: {{ bar.width }}%"></span>
-<span>{{ bar.count }}</span>
-{%- endfor %}
-</div>
+"""
+    + LENGTH_BARS
+    + """\
 <h2>{{ both("Examples", "样本") }}</h2>
 <p><span class="token learnt">{{ both("learnt (supervised)", "参与训练") }}</span>
 {{ both("tokens are what the model is trained to write; the others are only read. "
@@ -127,13 +154,23 @@ _PAGE = """\
 </pre>
 </figure>
 {%- endfor %}
-</body>
-</html>
 """
+    + PAGE_END
+)
 
 
 @dataclass(frozen=True, slots=True)
-class _Bar:
+class Title:
+    """What a page is called, in both languages."""
+
+    english: str
+    chinese: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a histogram: its caption, its width in percent of the widest, its count."""
+
     label: str
     width: float
     count: str
@@ -181,24 +218,26 @@ def write_page(
         Environment(autoescape=True)
         .from_string(_PAGE)
         .render(
-            style=_STYLE,
+            style=STYLE,
             notes=[readable(note) for note in notes],
+            title=Title("Label doctor", "标签检查"),
             has_evaluation=evaluation is not None,
             labels=list(zip(*columns, strict=True)),
             reading=reading_figures(splits_report),
             bad_rows=[readable(str(problem)) for problem in splits_report.bad_rows],
-            bars=_bars(train.lengths),
+            bars=length_bars(train.lengths),
             examples=_shown_examples(examples, train, sources),
         )
     )
-    _write_whole(Path(path), page)
+    write_whole(Path(path), page)
 
 
-def _bars(lengths: Sequence[int]) -> list[_Bar]:
+def length_bars(lengths: Sequence[int]) -> list[Bar]:
+    """The histogram of lengths as bars."""
     bins = histogram(lengths, num_bins=16)
     tallest = max((count for _, _, count in bins), default=1)
     return [
-        _Bar(
+        Bar(
             f"{low:,}" if low == high else f"{low:,} – {high:,}",
             round(100 * count / tallest, 2),
             f"{count:,}",
@@ -241,7 +280,12 @@ def _chips(tokens: Sequence[MarkedToken]) -> list[_Chip]:
     ]
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a page whole or not at all.
+
+    Raises:
+        ConfigError: The file can't be written.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8", newline="\n")

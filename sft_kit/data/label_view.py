@@ -16,6 +16,7 @@ from rich.text import Text
 from sft_kit.data.inspection import LabelReport, histogram, name_places
 from sft_kit.data.rows import Example, ReadReport
 from sft_kit.data.token_text import MarkedToken, readable
+from sft_kit.errors import Problem
 
 _LEARNT = "bold green"
 _READ = "dim"
@@ -61,16 +62,20 @@ def label_figures(report: LabelReport) -> list[Figure]:
             "长度：最短 / 中位 / 90% 分位 / 最长",
             " / ".join(f"{length:,}" for length in lengths),
         ),
-        Figure("cut at max_length", "因 max_length 被截断", *_share(report.num_cut, total, good=0)),
+        Figure(
+            "cut at max_length",
+            "因 max_length 被截断",
+            *share_figure(report.num_cut, total, good=0),
+        ),
         Figure(
             "no supervised token left",
             "没有可学习的词元",
-            *_share(report.num_unlabelled, total, good=0),
+            *share_figure(report.num_unlabelled, total, good=0),
         ),
         Figure(
             "end in a supervised stop token",
             "以可学习的结束词元收尾",
-            *_share(report.num_with_stop, total, good=total),
+            *share_figure(report.num_with_stop, total, good=total),
         ),
     ]
 
@@ -85,8 +90,8 @@ def reading_figures(report: ReadReport) -> list[Figure]:
     return [
         Figure("format", "格式", report.format),
         Figure("rows read", "读取的行", f"{report.num_rows:,}"),
-        Figure("bad rows skipped", "跳过的坏行", *_count(report.num_bad_rows)),
-        Figure("duplicate rows", "重复的行", *_count(report.num_duplicates)),
+        Figure("bad rows skipped", "跳过的坏行", *count_figure(report.num_bad_rows)),
+        Figure("duplicate rows", "重复的行", *count_figure(report.num_duplicates)),
         Figure(
             "held-out rows also in training",
             "评估集与训练集重叠",
@@ -164,13 +169,13 @@ def show_report(
         sources: The examples that were marked, in the same order: adds place and cut to captions.
     """
     console.print(Rule("rows", align="left"))
-    console.print(_figure_table([reading_figures(splits_report)], []))
-    _show_bad_rows(console, splits_report)
+    console.print(figure_table([reading_figures(splits_report)], []))
+    show_problems(console, splits_report.bad_rows)
     console.print(Rule("labels", align="left"))
     splits = [label_figures(train)] + ([label_figures(evaluation)] if evaluation else [])
-    console.print(_figure_table(splits, ["training", "evaluation"][: len(splits)]))
+    console.print(figure_table(splits, ["training", "evaluation"][: len(splits)]))
     console.print(Rule("tokens per training example", align="left"))
-    console.print(_histogram_table(train.lengths))
+    console.print(histogram_table(train.lengths))
     _show_examples(console, examples, train, sources)
     for note in notes:
         console.print(Text(f"! {readable(note)}", style="yellow"), soft_wrap=True)
@@ -191,7 +196,7 @@ def _show_examples(
         source = sources[index] if index < len(sources) else None
         caption = example_caption(tokens, report.stop_token_ids, source)
         console.print()
-        console.print(_marked(f"{index + 1}. {caption.english}", caption.verdict), soft_wrap=True)
+        console.print(marked(f"{index + 1}. {caption.english}", caption.verdict), soft_wrap=True)
         console.print(render_tokens(tokens, has_colour=has_colour))
     console.print()
 
@@ -209,41 +214,44 @@ def _legend(*, has_colour: bool) -> Text:
     return Text("⟦learnt (supervised)⟧  only read (ignored)  ↵ line end  ‹E4› byte of no character")
 
 
-def _show_bad_rows(console: Console, report: ReadReport) -> None:
-    for problem in report.bad_rows[:_MAX_NAMED_BAD_ROWS]:
+def show_problems(console: Console, problems: Sequence[Problem]) -> None:
+    """Print the first problems of skipped rows, and how many there are more."""
+    for problem in problems[:_MAX_NAMED_BAD_ROWS]:
         console.print(Text(f"  {readable(str(problem))}"), soft_wrap=True)
-    num_more = len(report.bad_rows) - _MAX_NAMED_BAD_ROWS
+    num_more = len(problems) - _MAX_NAMED_BAD_ROWS
     if num_more > 0:
         console.print(f"  ... and {num_more:,} more problems")
 
 
-def _figure_table(columns: Sequence[Sequence[Figure]], titles: Sequence[str]) -> Table:
+def figure_table(columns: Sequence[Sequence[Figure]], titles: Sequence[str]) -> Table:
     """Lay figures out with one column per split; all columns have the same captions."""
     table = Table(show_header=bool(titles), box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for index in range(len(columns)):
         table.add_column(titles[index] if titles else "", overflow="fold")
     for figures in zip(*columns, strict=True):
-        cells = [_marked(readable(figure.value), figure.verdict) for figure in figures]
+        cells = [marked(readable(figure.value), figure.verdict) for figure in figures]
         table.add_row(figures[0].english, *cells)
     return table
 
 
-def _histogram_table(lengths: Sequence[int]) -> Table:
+def histogram_table(lengths: Sequence[int]) -> Table:
+    """Lay out the histogram of lengths as bars."""
     bins = histogram(lengths)
     tallest = max((count for _, _, count in bins), default=1)
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right")
     table.add_column()
     table.add_column(justify="right")
-    for low, high, count in bins:
-        num_cells = max(round(_MAX_BAR_CELLS * count / tallest), 1 if count else 0)
+    for low, high, count in (one for one in bins if one[2]):
+        num_cells = max(round(_MAX_BAR_CELLS * count / tallest), 1)
         label = f"{low:,}" if low == high else f"{low:,} - {high:,}"
         table.add_row(label, Text("█" * num_cells, style="cyan"), f"{count:,}")
     return table
 
 
-def _marked(value: str, verdict: Literal["good", "bad", "neutral"]) -> Text:
+def marked(value: str, verdict: Literal["good", "bad", "neutral"]) -> Text:
+    """A value with the mark of its verdict behind it."""
     mark, style = _MARKS[verdict]
     return Text.assemble(value, " ", (mark, style)) if mark else Text(value)
 
@@ -256,10 +264,12 @@ def _shorten(pieces: Sequence[str]) -> list[str]:
     return [*pieces[:half], f" [... {num_left_out:,} tokens ...] ", *pieces[-half:]]
 
 
-def _share(count: int, total: int, good: int) -> tuple[str, Literal["good", "bad"]]:
+def share_figure(count: int, total: int, good: int) -> tuple[str, Literal["good", "bad"]]:
+    """Value and verdict of a count out of a total, which should be `good`."""
     share = f" ({count / total:.1%})" if total else ""
     return f"{count:,} of {total:,}{share}", "good" if count == good else "bad"
 
 
-def _count(number: int) -> tuple[str, Literal["good", "bad"]]:
+def count_figure(number: int) -> tuple[str, Literal["good", "bad"]]:
+    """Value and verdict of a count that should be 0."""
     return f"{number:,}", "bad" if number else "good"

@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -10,13 +9,12 @@ from itertools import chain, islice
 from sft_kit.data.formats import detect_format, understand
 from sft_kit.data.rows import Conversation, RawRow, ReadReport, Splits
 from sft_kit.data.sources import Source, open_source
+from sft_kit.data.text_hash import feed_text
 from sft_kit.errors import FormatError, Problem
 from sft_kit.settings import DataSettings
 
 NUM_ROWS_TO_DETECT = 100
 """Rows looked at to name the format."""
-
-_BLOCK = 1 << 16
 
 
 @dataclass(slots=True)
@@ -138,28 +136,12 @@ def normalised_hash(conversation: Conversation) -> bytes:
     """Hash roles and texts; case, runs of white space and Unicode composition don't count."""
     digest = hashlib.sha256()
     if conversation.text is not None:
-        _update(digest, conversation.text)
+        feed_text(digest, conversation.text)
     for message in conversation.messages:
         # NUL can't occur in a text, so no text can look like a boundary.
         digest.update(f"\0{message['role']}\0".encode())
-        _update(digest, message["content"])
+        feed_text(digest, message["content"])
     return digest.digest()
-
-
-def _update(digest: "hashlib._Hash", text: str) -> None:
-    """Feed a text block by block: splitting it at once would cost several times its size."""
-    text = unicodedata.normalize("NFC", text)
-    gap = started = False
-    for start in range(0, len(text), _BLOCK):
-        block = text[start : start + _BLOCK]
-        words = block.casefold().split()
-        if words:
-            if started and (gap or block[0].isspace()):
-                digest.update(b" ")
-            digest.update(" ".join(words).encode())
-            started, gap = True, block[-1].isspace()
-        else:
-            gap = True
 
 
 def _with_overlap(

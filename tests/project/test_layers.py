@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "sft_kit"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-TOP = {"training", "inference", "evaluation", "artifacts", "hub", "label_doctor"}
+TOP = {"training", "inference", "evaluation", "artifacts", "hub", "label_doctor", "class_doctor"}
 CONFIG = {"command", "config", "devices", "run_log", "settings"}
 LOW = {"errors"} | CONFIG
 MIDDLE = LOW | {"objectives", "data", "models"}

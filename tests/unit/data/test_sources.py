@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft_kit.data.rows import RawRow
-from sft_kit.data.sources import open_source
+from sft_kit.data.sources import Layout, open_source
 from sft_kit.data.text_files import MAX_ROW_CHARACTERS
 from sft_kit.errors import DataError, Problem
 
@@ -459,9 +459,7 @@ def test_whatever_the_hub_answers_becomes_one_error_with_advice(tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        DataError, match=r"check data\.path; for the Hub check the network"
-    ) as caught:
+    with pytest.raises(DataError, match=r"check the path; for the Hub check the network") as caught:
         open_source("someone/some-data")
     assert "second line" not in str(caught.value)
 
@@ -474,3 +472,89 @@ def test_rows_of_a_list_on_one_line_are_told_apart_by_their_number(tmp_path: Pat
         for row in open_source(str(file)).rows
     ]
     assert places == [f"{file}:1 row 1", f"{file}:1 row 2", f"{file}:2", f"{file}:2 row 4"]
+
+
+WORDS = ["caf\xe9", "\u4f60\u597d", 'say "so"', "end"]
+LAID_OUT = {
+    "list.json": json.dumps([{"text": word} for word in WORDS], ensure_ascii=False, indent=1),
+    "lines.jsonl": "\n".join(json.dumps({"text": word}, ensure_ascii=False) for word in WORDS),
+    "table.csv": table([["text"], *([word] for word in WORDS)]),
+    "table.tsv": table([["text"], *([word] for word in WORDS)], "\t"),
+    "lines.txt": "\n".join(WORDS),
+}
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "gb18030", "utf-32", "cp1252"])
+def test_files_of_other_encodings_give_the_rows_and_lines_of_utf8(tmp_path, name, encoding):
+    path = write(tmp_path / name, LAID_OUT[name])
+    expected = list(open_source(str(path)).rows)
+    write(path, LAID_OUT[name].encode(encoding, errors="backslashreplace"))
+    rows = list(open_source(str(path), layout=Layout(encoding)).rows)
+    if encoding == "cp1252":  # it has no Chinese characters
+        del rows[1], expected[1]
+    assert rows == expected
+
+
+def test_a_table_without_header_and_quotes_is_cut_at_its_tabs_and_nowhere_else(tmp_path):
+    path = write(tmp_path / "a.tsv", 'text\tlabel\n"open\t1\nsay "so"\t2\r\n\n"whole"\t3\n')
+    rows = list(open_source(str(path), layout=Layout(has_header=False, has_quotes=False)).rows)
+    expected = [("text", "label"), ('"open', "1"), ('say "so"', "2"), ('"whole"', "3")]
+    assert [row.fields for row in rows] == [{"1": a, "2": b} for a, b in expected]
+    assert lines_of(rows) == [1, 2, 3, 5]
+
+
+def test_blanks_and_empty_fields_at_the_end_of_a_line_are_kept(tmp_path):
+    path = write(tmp_path / "a.tsv", "a \t b \r\nc\t\n")
+    rows = list(open_source(str(path), layout=Layout(has_header=False, has_quotes=False)).rows)
+    assert [row.fields for row in rows] == [{"1": "a ", "2": " b "}, {"1": "c", "2": ""}]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_json_is_recognised_under_any_suffix_in_other_encodings(tmp_path, name):
+    path = write(tmp_path / name, LAID_OUT["lines.jsonl"].encode("utf-16"))
+    rows = list(open_source(str(path), layout=Layout("utf-16")).rows)
+    assert [row.fields["text"] for row in rows] == WORDS
+
+
+def test_lines_are_cut_at_the_last_separator_and_may_begin_with_names(tmp_path):
+    path = write(tmp_path / "a.txt", "text@mark\na@b@1\nnothing\nc@2\n")
+    rows = list(open_source(str(path), layout=Layout(separator="@")).rows)
+    assert [row.fields for row in rows if isinstance(row, RawRow)] == [
+        {"text": "a@b", "mark": "1"},
+        {"text": "c", "mark": "2"},
+    ]
+    assert bad_lines(row for row in rows if isinstance(row, Problem)) == [3]
+    rows = list(open_source(str(path), layout=Layout(separator="@", has_header=False)).rows)
+    assert rows[0].fields == {"1": "text", "2": "mark"}
+
+
+def test_a_function_may_say_the_layout_of_each_file_of_a_folder(tmp_path):
+    write(tmp_path / "a.txt", "caf\xe9".encode("latin-1"))
+    write(tmp_path / "b.txt", "\u4f60\u597d".encode("gbk"))
+    asked = []
+
+    def layout(path, name):
+        asked.append((path.name, name))
+        return Layout("latin-1" if path.name == "a.txt" else "gbk")
+
+    rows = list(open_source(str(tmp_path), layout=layout).rows)
+    assert [row.fields["text"] for row in rows] == ["caf\xe9", "\u4f60\u597d"]
+    assert asked == [(name, f"{tmp_path}/{name}") for name in ("a.txt", "b.txt")]
+
+
+def test_a_data_set_of_the_hub_names_the_classes_of_its_columns(tmp_path, monkeypatch):
+    names = datasets.ClassLabel(names=["neg", "pos"])
+    features = {"text": datasets.Value("string"), "label": names, "tags": datasets.Sequence(names)}
+    rows = [{"text": "a", "label": 1, "tags": [0, 1]}]
+    dataset = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
+    source = open_source("someone/some-data")
+    assert source.class_names == {"label": ("neg", "pos"), "tags": ("neg", "pos")}
+    assert next(source.rows).fields == rows[0]
+
+
+def test_a_first_column_without_a_name_is_called_by_its_number(tmp_path):
+    good, _ = read(write(tmp_path / "a.csv", ",text\n0,a\n1,b\n"))
+    assert [row.fields for row in good] == [{"1": "0", "text": "a"}, {"1": "1", "text": "b"}]

@@ -1,0 +1,1 @@
+"""Labelled texts for classification: reading, splitting, looking, tokenizing."""
