@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from sft_kit.models.chatglm.family import family_in
 from sft_kit.models.chatglm.layers import rename_layers
 from sft_kit.models.chatglm.old_adapters import has_old_names
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
+from sft_kit.models.head_adapters import check_saved_head, check_task, save_head_with
+from sft_kit.models.heads import head_modules
 
 _LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer classes that PEFT can put a LoRA on; quantized ones are subclasses of `nn.Linear`."""
@@ -46,7 +48,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
 
     GPT-2 keeps its linear layers as `Conv1D`, with the weight transposed; once quantized they are
     `Linear` like everybody's. The flag for it follows the class of the layers found. ChatGLM's
-    layers may be called by their original names.
+    layers may be called by their original names. A classification head gets no adapter: all of it
+    trains and is saved with the adapter, whatever it is called.
 
     Args:
         model: The base, as loaded.
@@ -56,12 +59,15 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
         The model with its adapter in float32, or the model itself.
 
     Raises:
-        ConfigError: A target module matches no layer; each name is reported on its own.
+        ConfigError: A target module matches no layer; each name is reported on its own. Or
+            `task_type` is for another kind of model.
     """
     if config is None:
         return model
+    check_task(model, config)
     if _is_chatglm(model):
         rename_layers(config, model.config.num_hidden_layers)
+    save_head_with(model, config)
     targets = _target_layers(model, config)
     config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in targets)
     with quiet_peft():
@@ -75,18 +81,22 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
             raise ConfigError("the adapter does not fit the model", [problem]) from error
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: Path, label_names: Sequence[str] | None = None
+) -> PeftModel:
     """Put a saved adapter on its base; one of ChatGLM's original layers is converted on the way.
 
     Args:
         model: The base, as loaded.
         folder: As PEFT saved it, with `.safetensors` or `.bin`.
+        label_names: What a classifier's adapter was trained on, where that is known.
 
     Returns:
         The model with its adapter in evaluation mode; nothing in it trains.
 
     Raises:
-        CheckpointError: The folder holds no adapter, a damaged one, or one for another base.
+        CheckpointError: The folder holds no adapter, a damaged one, or one for another base; or
+            the head that was saved with it is missing, or for other labels.
     """
     for names in ((CONFIG_NAME,), (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         if not any((folder / name).is_file() for name in names):
@@ -94,6 +104,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             problem = Problem(str(folder), "", f"it has no {' or '.join(names)}", todo)
             raise CheckpointError(f"{folder} holds no adapter", [problem])
     if not _is_chatglm(model):
+        check_saved_head(model, folder, label_names)
         return _load_plain(model, folder, folder)
     _refuse_other_family(model, folder)
     if not has_old_names(folder):
@@ -147,14 +158,19 @@ def quiet_peft() -> Iterator[None]:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count parameters, a packed weight as the weights it stands for and its scales not at all."""
+    """Count parameters, a packed weight as the weights it stands for and its scales not at all.
+
+    Of a module that is saved whole with an adapter, the copy that trains counts.
+    """
     packed: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, RowwiseQuantLinear):
             packed[id(module.weight)] = module.in_features * module.out_features
             packed[id(module.weight_scale)] = 0
     trainable = total = 0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
         state = getattr(parameter, "quant_state", None)
         size = parameter.numel() if state is None else torch.Size(state.shape).numel()
         size = packed.get(id(parameter), size)
@@ -168,8 +184,11 @@ def _is_chatglm(model: PreTrainedModel) -> bool:
 
 
 def _target_layers(model: PreTrainedModel, config: LoraConfig) -> list[nn.Module]:
+    head = tuple(f"{name}." for name in head_modules(model))
     layers: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _LORA_LAYERS) and not f"{name}.".startswith(head)
     }
     targets = config.target_modules
     if targets is None or targets == "all-linear":

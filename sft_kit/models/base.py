@@ -35,7 +35,7 @@ from sft_kit.models.weight_files import find_weight_files
 from sft_kit.settings import ModelSettings, ScratchModelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 EMBEDDED_CHECKPOINTS = {
     "chatglm": "data/checkpoints/tiny-chatglm2-int4",
@@ -139,15 +139,51 @@ def load_causal_lm(
             safe to read, or needs its own code.
         ConfigError: `model.config` or `model.quantization` does not fit the checkpoint.
     """
+    config = load_config_of(settings)
+    model, report = load_checkpoint(
+        AutoModelForCausalLM.from_pretrained, settings, config, device=device
+    )
+    refuse_random_weights(settings.checkpoint, report["missing_keys"])
+    return model
+
+
+def load_checkpoint(
+    load: "Callable[..., object]",
+    settings: ModelSettings,
+    config: PreTrainedConfig,
+    *,
+    device: torch.device | str | None = None,
+    unquantized: "Sequence[str] | None" = None,
+    **options: object,
+) -> tuple[PreTrainedModel, dict[str, "set[Any]"]]:
+    """Load a checkpoint into a model of any kind, quantized when asked for.
+
+    Args:
+        load: The Auto class's `from_pretrained`.
+        settings: Checkpoint, quantization and dtype.
+        config: Of the checkpoint, as it shall be.
+        device: Where the weights go. None: the device of this process, as accelerate sees it.
+        unquantized: Modules that stay as they are. None: the output layer and what is tied to it.
+        **options: More for `from_pretrained`.
+
+    Returns:
+        The model in evaluation mode, and transformers' report: `missing_keys`, `unexpected_keys`
+        and `mismatched_keys`. Quantized models come with every parameter frozen.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or damaged, has no weights that are safe to read,
+            or needs its own code.
+        ConfigError: `model.quantization` does not fit the checkpoint.
+    """
     place = torch.device(device) if device is not None else PartialState().device
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    config = load_config_of(settings)
     is_packed = getattr(config, "quantization_config", None) is not None
     if is_packed and settings.quantization != "none":
         raise _quantized_twice(settings)
-    quantization = _quantization_config(settings, dtype)
-    options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
-    with _explained(settings.checkpoint):
+    quantization = _quantization_config(settings, dtype, unquantized)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    with explained(settings.checkpoint):
         files = find_weight_files(
             settings.checkpoint,
             config,
@@ -155,9 +191,9 @@ def load_causal_lm(
             local_files_only=_only_local(settings.checkpoint),
         )
     model, report = cast(
-        "tuple[PreTrainedModel, dict[str, set[str]]]",
+        "tuple[PreTrainedModel, dict[str, set[Any]]]",
         _from_pretrained(
-            AutoModelForCausalLM.from_pretrained,
+            load,
             files.source,
             revision=settings.revision,
             config=config,
@@ -170,12 +206,11 @@ def load_causal_lm(
             **options,
         ),
     )
-    _refuse_random_weights(settings.checkpoint, report["missing_keys"])
     model.name_or_path = settings.checkpoint  # an adapter's card names the base by this
     if quantization is not None or is_packed:
         guard_cpu_packing(model)
         freeze(model)
-    return model
+    return model, report
 
 
 def new_causal_lm(
@@ -222,12 +257,16 @@ def _cant_build(settings: ScratchModelSettings, error: Exception) -> CheckpointE
     return CheckpointError("the model can't be built", [problem])
 
 
-def _quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization_config(
+    settings: ModelSettings, dtype: torch.dtype, unquantized: "Sequence[str] | None"
+) -> BitsAndBytesConfig | None:
+    skipped = None if unquantized is None else list(unquantized)
     if settings.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     if settings.quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
+            llm_int8_skip_modules=skipped,  # it counts for 4 bits too
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=settings.double_quantization,
             bnb_4bit_compute_dtype=dtype,
@@ -250,7 +289,7 @@ def _from_pretrained(
     had_progress_bar = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        with _explained(name):
+        with explained(name):
             return load(
                 name,
                 revision=revision,
@@ -264,7 +303,12 @@ def _from_pretrained(
 
 
 @contextmanager
-def _explained(name: str) -> "Iterator[None]":
+def explained(name: str) -> "Iterator[None]":
+    """Turn what goes wrong while a checkpoint is read into one message that says what to do.
+
+    Raises:
+        CheckpointError: Anything went wrong but memory and what is a message already.
+    """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, SftKitError):
@@ -318,8 +362,12 @@ def _has_config(name: str) -> bool:
     return not Path(name).is_dir() or (Path(name) / "config.json").is_file()
 
 
-def _refuse_random_weights(name: str, missing: "Collection[str]") -> None:
-    """Stop where transformers fills what a checkpoint lacks with random numbers and goes on."""
+def refuse_random_weights(name: str, missing: "Collection[str]") -> None:
+    """Stop where transformers fills what a checkpoint lacks with random numbers and goes on.
+
+    Raises:
+        CheckpointError: `missing` names tensors.
+    """
     if not missing:
         return
     shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
