@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sft_kit.data.label_view import render_tokens
+from sft_kit.data.labelled.rows import LabelledExample, LabelledText
 from sft_kit.data.rows import Example
 from sft_kit.data.token_text import mark_tokens
 from sft_kit.training.facts import fact_lines
@@ -37,12 +38,45 @@ def announce(
     if not PartialState().is_main_process:
         return
     console = Console(stderr=True)
-    for line in [*notes, *fact_lines(facts)]:
-        console.print(escape(line))
-    for line in warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(line)}")
+    _say(console, facts, notes, warnings)
     tokens = mark_tokens(example, tokenizer)[:_MAX_TOKENS_SHOWN]
     has_colour = console.color_system is not None
     marking = "in green" if has_colour else "in ⟦ ⟧"
     console.print(escape(f"first example ({example.where}), what is learnt {marking}:"))
     console.print(render_tokens(tokens, has_colour=has_colour))
+
+
+def announce_classifier(
+    facts: dict[str, object],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    row: LabelledText,
+    example: LabelledExample,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Print the same of a classifier, and one row as the model sees it with the label it has.
+
+    Args:
+        facts: From `derive_facts`.
+        notes: What was picked for `auto` settings, and how the data was read.
+        warnings: What works but was probably not meant.
+        row: A training row.
+        example: The same row, tokenized.
+        tokenizer: Decodes it.
+    """
+    if not PartialState().is_main_process:
+        return
+    console = Console(stderr=True)
+    _say(console, facts, notes, warnings)
+    shown = tokenizer.decode(example.input_ids[:_MAX_TOKENS_SHOWN])
+    labels = ", ".join(row.labels) or "no label"
+    console.print(escape(f"first example ({example.where}): {shown!r} -> {labels}"))
+
+
+def _say(
+    console: Console, facts: dict[str, object], notes: Sequence[str], warnings: Sequence[str]
+) -> None:
+    for line in [*notes, *fact_lines(facts)]:
+        console.print(escape(line))
+    for line in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(line)}")

@@ -10,10 +10,13 @@ from transformers import Trainer
 from sft_kit.models.adapters import count_parameters
 
 if TYPE_CHECKING:
+    from sft_kit.data.labelled.rows import LabelledExample
     from sft_kit.data.rows import Example
 
 
-def derive_facts(trainer: Trainer, examples: "Sequence[Example]") -> dict[str, object]:
+def derive_facts(
+    trainer: Trainer, examples: "Sequence[Example] | Sequence[LabelledExample]"
+) -> dict[str, object]:
     """Work out the size of a run from its settings.
 
     Args:

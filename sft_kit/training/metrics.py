@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, V vocabulary, N examples.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from sft_kit.devices import peak_memory_bytes
 from sft_kit.objectives.language import IGNORED, next_token_loss, token_nll
 from sft_kit.training.randomness import isolated_randomness
+
+_NOT_OF_THE_MODEL = ("epoch", "_runtime", "_per_second", "_preparation_time", "_tokens_seen")
 
 
 def causal_lm_loss(
@@ -61,14 +64,19 @@ def held_out_metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
     """Evaluate outside the training loop, without a trace in the random state.
 
     Returns:
-        Loss in nats and perplexity per supervised token of the held-out rows, keys with `prefix`;
-        empty when there are no such rows.
+        The loss in nats and what the recipe's metrics function makes of the held-out rows, keys
+        with `prefix`; empty when there are no such rows.
     """
     if not trainer.eval_dataset:
         return {}
     with isolated_randomness():
         metrics = trainer.evaluate(metric_key_prefix=prefix)
-    return {key: metrics[key] for key in (f"{prefix}_loss", f"{prefix}_perplexity")}
+    return of_the_model(metrics)
+
+
+def of_the_model(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out the keys with which the Trainer says how an evaluation went."""
+    return {key: value for key, value in metrics.items() if not key.endswith(_NOT_OF_THE_MODEL)}
 
 
 def run_metrics(trainer: Trainer) -> dict[str, float]:
