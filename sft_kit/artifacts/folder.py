@@ -35,7 +35,8 @@ _MAY_CHANGE = {
 """Settings that may differ when a run is resumed: none of them changes the steps already done."""
 _WRITTEN = re.compile(
     r"checkpoint-\d+|\.staging|runs|run\.yaml|\.run\.yaml\.part|log\.jsonl|metrics\.json|"
-    r"samples\.md|README\.md|(loss|learning_rate)\.png|(adapter_|generation_)?config\.json|"
+    r"samples\.md|README\.md|(loss|learning_rate|confusion)\.png|(adapter_|generation_)?config\.json|"
+    r"evaluation(\.json|\.md)?|"
     r"(adapter_)?model.*\.(safetensors|json)|.*token.*|chat_template\.jinja|vocab\.\w+|merges\.txt"
 )
 """Names in a run folder; one with any other name may hold somebody's work."""
@@ -43,6 +44,7 @@ _MUST_MATCH = (
     ("data", "fingerprint"),
     ("data", "eval_fingerprint"),
     ("template", "sha256"),
+    ("labels", "names"),
     ("base", "fingerprint"),
 )
 """Facts that must be the same when a run is resumed, whatever the settings call them."""
@@ -94,6 +96,8 @@ class RunFolder:
         for name, value in metrics.items():
             PartialState().print(f"{name}: {value:,.4g}")
         PartialState().print(f"run folder: {self.path}")
+        if "labels" in self.record:
+            PartialState().print(f"classify with it: sft-kit classify {self.path} --text TEXT")
         if "template" in self.record:
             PartialState().print(f"talk to it: sft-kit chat {self.path}")
 
@@ -193,7 +197,7 @@ def _check_same_facts(
         old = cast("Mapping[str, object]", earlier.get(subject) or {}).get(key)
         new = facts.get(subject, {}).get(key)
         if old is not None and old != new:
-            message = f"found {str(new)[:12]}, but the run to resume had {str(old)[:12]}"
+            message = f"found {_shortened(new)}, but the run to resume had {_shortened(old)}"
             problems.append(Problem(str(path / RUN_FILE), f"{subject}.{key}", message))
     if problems:
         raise CheckpointError(
@@ -201,6 +205,11 @@ def _check_same_facts(
             "back, or start anew with --overwrite or another train.output_dir",
             problems,
         )
+
+
+def _shortened(fact: object) -> str:
+    """A fingerprint's beginning tells it apart; names are written out."""
+    return fact[:12] if isinstance(fact, str) else str(fact)
 
 
 def _check_deletable(path: Path) -> None:

@@ -3,21 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sft_kit.artifacts.labels import Labels, recorded_labels
 from sft_kit.artifacts.record import RUN_FILE, read_record, weight_digests
 from sft_kit.data.templates import Template, bind_template
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import load_adapter
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
+from sft_kit.models.heads import load_classifier
 from sft_kit.settings import Dtype, ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +54,24 @@ def load_run(
             model's another than float32.
 
     Raises:
-        CheckpointError: Not a finished run, weights that are not the ones it saved, no base,
-            another base than the one trained on, or a chat template that is not the one trained
-            with.
+        CheckpointError: Not a finished run, the run of a classifier, weights that are not the ones
+            it saved, no base, another base than the one trained on, or a chat template that is not
+            the one trained with.
     """
     path = Path(folder)
     record = require_finished(path)
-    _check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
+    if recorded_labels(record) is not None:
+        raise CheckpointError(
+            f"the run in {folder} trained a classifier, which gives no answers: use `sft-kit "
+            f"classify {folder} --text TEXT`, or give the folder of a language model"
+        )
+    check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
     template = _load_template(path, tokenizer, record)
     model_settings = None
     if (path / ADAPTER_FILE).is_file():
-        model_settings = _find_base(path, settings["model"] or {}, record, base)
+        model_settings = find_base(path, settings["model"] or {}, record, base)
     model = load_model(path, model_settings, device, dtype)
     return LoadedRun(model, tokenizer, template, record)
 
@@ -87,16 +96,40 @@ def load_model(
     base: ModelSettings | None,
     device: torch.device | str | None = None,
     dtype: Dtype | None = None,
+    labels: Labels | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """Load an adapter onto a fresh base, or a whole model when `base` is None."""
+    """Load an adapter onto a fresh base, or a whole model when `base` is None.
+
+    Args:
+        folder: With the adapter or the whole model.
+        base: How its base is loaded.
+        device: Where the weights go. None: the device of this process.
+        dtype: Type of the weights, if another than the base's or float32.
+        labels: Of a classifier; None loads a language model.
+    """
     settings = base or ModelSettings(checkpoint=str(folder))
     if dtype is not None:
         settings = replace(settings, dtype=dtype)
-    model = load_causal_lm(settings, device)
-    return model if base is None else load_adapter(model, folder)
+    if labels is None:
+        model = load_causal_lm(settings, device)
+    else:
+        model = load_classifier(
+            settings,
+            labels.names,
+            multi_label=labels.multi_label,
+            device=device,
+            require_head=base is None,
+        )
+    names = None if labels is None else labels.names
+    return model if base is None else load_adapter(model, folder, names)
 
 
-def _check_weights(path: Path, saved: Mapping[str, str]) -> None:
+def check_weights(path: Path, saved: Mapping[str, str]) -> None:
+    """Compare a run's weight files with the digests in its record.
+
+    Raises:
+        CheckpointError: One was changed, is missing, or was added.
+    """
     found = weight_digests(path)
     problems = [
         Problem(str(path / name), "", _difference(found.get(name), saved.get(name)))
@@ -132,11 +165,27 @@ def _load_template(
     return template
 
 
-def _find_base(
+def recorded_settings(cls: type[S], section: Mapping[str, object] | None) -> S:
+    """Make settings of a section of `run.yaml`; keys of other versions are left out."""
+    known = {entry.name for entry in fields(cast("Any", cls))}
+    return cls(**{key: value for key, value in (section or {}).items() if key in known})
+
+
+def find_base(
     path: Path, section: Mapping[str, object], record: Mapping[str, object], base: str | None
 ) -> ModelSettings:
-    known = {entry.name for entry in fields(ModelSettings)}
-    settings = ModelSettings(**{k: v for k, v in section.items() if k in known})  # type: ignore[arg-type]
+    """Find the base of a run's adapter, and make sure that it is the one trained on.
+
+    Args:
+        path: Run folder.
+        section: The section `model` of the run's settings.
+        record: `run.yaml`.
+        base: Where the base is now, if it has moved.
+
+    Raises:
+        CheckpointError: It has other weights.
+    """
+    settings = recorded_settings(ModelSettings, section)
     saved = cast("Mapping[str, str]", record["base"])
     if base is None and not Path(settings.checkpoint).is_dir() and Path(saved["folder"]).is_dir():
         base = saved["folder"]

@@ -7,6 +7,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from sft_kit.artifacts.labels import labels_of
 from sft_kit.artifacts.load import load_model
 from sft_kit.devices import free_memory_bytes
 from sft_kit.models.adapters import quiet_peft
@@ -43,7 +44,7 @@ def reload_difference(
         if _second_model_fits(model):
             device = next(model.parameters()).device
             base = settings if isinstance(model, PeftModel) else None
-            after = probe_logits(load_model(folder, base, device).eval())
+            after = probe_logits(load_model(folder, base, device, labels=labels_of(model)).eval())
         elif isinstance(model, PeftModel):
             after = _logits_of_saved_adapter(model, folder)
         else:

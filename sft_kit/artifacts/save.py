@@ -5,12 +5,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_kit.artifacts.card import write_card
+from sft_kit.artifacts.classifier_card import write_classifier_card
 from sft_kit.artifacts.figures import write_curves
 from sft_kit.artifacts.folder import RunFolder
 from sft_kit.artifacts.reading_back import reload_difference, tolerated_difference
@@ -29,6 +31,7 @@ def save_run(
     *,
     base: ModelSettings | None = None,
     samples: Sequence[Sample] = (),
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write the run folder's final files and prove that they give back the model in memory.
 
@@ -43,6 +46,7 @@ def save_run(
         history: What was logged, for the curves: `step` and figures.
         base: How the base was loaded; None for a model without one.
         samples: Answers before and after.
+        files: Name -> content of what else belongs to the run, such as an evaluation report.
 
     Raises:
         CheckpointError: What was saved does not give the same logits.
@@ -64,8 +68,12 @@ def save_run(
         (stage / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if samples:
             write_samples(stage / "samples.md", samples)
-        curves = write_curves(stage, history)
-        write_card(stage / "README.md", run.path.resolve().name, run.record, figures, curves)
+        for name, content in files.items():
+            (stage / name).write_bytes(content)
+        pictures = write_curves(stage, history)
+        pictures += [name for name in files if name.endswith(".png")]
+        write = write_classifier_card if "labels" in run.record else write_card
+        write(stage / "README.md", run.path.resolve().name, run.record, figures, pictures)
         for path in stage.iterdir():
             # safetensors writes through a temporary file that only its owner may read.
             path.chmod(0o644)

@@ -80,7 +80,7 @@ def test_a_whole_model_is_compared_too(gpt2_model: GPT2LMHeadModel, tmp_path: Pa
 def test_no_second_base_is_loaded_where_there_is_no_room(
     adapted, settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a second base was loaded")
 
     monkeypatch.setattr(reading_back, "load_model", refuse)

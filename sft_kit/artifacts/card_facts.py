@@ -1,0 +1,195 @@
+"""What model cards say of a run, whatever it trained: from an allow-list of facts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from jinja2 import DictLoader, Environment
+
+import sft_kit
+
+_CARD = """\
+---
+library_name: {{ "peft" if adapter else "transformers" }}
+pipeline_tag: {% block task required %}{% endblock +%}
+{% if base_is_on_hub %}
+base_model: {{ base }}
+{% endif %}
+tags:
+- sft_kit
+{% block tags %}{% endblock %}
+{% if adapter %}
+- lora
+{% endif %}
+---
+
+# {{ title }}
+
+{% block what required %}{% endblock %}
+
+| | |
+|---|---|
+{% for name, value in facts.items() %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+
+## Figures
+
+| | |
+|---|---|
+{% for name, value in metrics.items() %}
+| {{ name }} | {{ value }} |
+{% endfor %}
+
+{% for picture in pictures %}
+![{{ picture }}]({{ picture }})
+{% endfor %}
+
+## How to use it
+
+```python
+{% if adapter %}
+from peft import PeftModel
+{% endif %}
+from transformers import {{ auto_class }}, AutoTokenizer
+{% if quantization %}
+from transformers import BitsAndBytesConfig
+{% endif %}
+{% block imports %}{% endblock %}
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+{% if adapter %}
+{% block load_base required %}{% endblock %}
+model = PeftModel.from_pretrained(base, folder)
+{% else %}
+model = {{ auto_class }}.from_pretrained(folder)
+{% endif %}
+{% block use required %}{% endblock %}
+
+## Limits
+
+{% block limits required %}{% endblock %}
+{% if has_held_out %}
+The held-out figures above are from rows of the same data; they say nothing about other subjects.
+{% if is_best %}
+They flatter the model a little: its checkpoint was chosen on these rows.
+{% endif %}
+{% else %}
+Nothing was held out: no figure above says how it does on text it was not trained on.
+{% endif %}
+"""
+
+CARDS = Environment(
+    loader=DictLoader({"card": _CARD}),
+    autoescape=False,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+"""Environment of the cards' templates, which fill in the blocks of `card`."""
+
+
+def common_facts(
+    title: str,
+    record: Mapping[str, object],
+    metrics: Mapping[str, object],
+    pictures: Sequence[str],
+) -> dict[str, object]:
+    """Collect what the template `card` itself writes.
+
+    Args:
+        title: Heading of the card.
+        record: As in `run.yaml`.
+        metrics: As in `metrics.json`.
+        pictures: Names of the PNG files beside the card.
+    """
+    settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
+    model, train = settings["model"] or {}, settings.get("train") or {}
+    name, is_on_hub = base_name(model)
+    return {
+        "title": title,
+        "base_place": name if is_on_hub else f"path/to/{name}",  # else it would be taken for an id
+        "adapter": settings.get("adapter"),
+        "base": name,
+        "base_is_on_hub": is_on_hub,
+        "recipe": record["recipe"],
+        "version": sft_kit.__version__,
+        "facts": training_facts(record),
+        "metrics": {key: figure(value) for key, value in metrics.items()},
+        "pictures": pictures,
+        "quantization": quantization_option(model),
+        "options": "".join(f", {key}={value!r}" for key, value in _replaced_config(model).items()),
+        "has_held_out": any(key.startswith("eval_") for key in metrics),
+        "is_best": train.get("load_best_model_at_end") is True,
+        "rows": cast("Mapping[str, object]", record["data"])["num_train_rows"],
+    }
+
+
+def base_name(model: Mapping[str, object]) -> tuple[str, bool]:
+    """Name what a run started from, never by a folder of this machine.
+
+    Args:
+        model: The section `model` of the settings.
+
+    Returns:
+        The name, and whether it is one of the Hub.
+    """
+    checkpoint = str(model.get("checkpoint") or model.get("architecture"))
+    is_folder = Path(checkpoint).exists()
+    is_on_hub = "checkpoint" in model and not is_folder
+    return Path(checkpoint).name if is_folder else checkpoint, is_on_hub
+
+
+def training_facts(record: Mapping[str, object]) -> dict[str, object]:
+    """List rows, quantization, adapter, loss and batch of a run, without what it has none of."""
+    settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
+    data = cast("Mapping[str, object]", record["data"])
+    base = cast("Mapping[str, object]", record.get("base") or {})
+    model, adapter, train = (settings.get(name) or {} for name in ("model", "adapter", "train"))
+    facts: dict[str, object] = {
+        "training rows": data["num_train_rows"],
+        "held-out rows": data["num_eval_rows"],
+        "data fingerprint": f"`{data['fingerprint']}`",
+        "quantization": base.get("stored_as") or model.get("quantization"),
+        "chat template": (settings.get("data") or {}).get("template"),
+    }
+    for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):
+        facts[key] = adapter.get(key)
+    for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        facts[key] = train.get(key)
+    facts |= _loss_facts(settings.get("classify") or {})
+    facts["seed"] = train.get("seed")
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _loss_facts(classify: Mapping[str, object]) -> dict[str, object]:
+    """What a classifier's loss was, besides the plain cross entropy."""
+    facts = {key: classify.get(key) or None for key in ("label_smoothing", "lm_weight")}
+    weights = classify.get("class_weights")
+    if isinstance(weights, Mapping):
+        weights = ", ".join(f"{name}: {weight}" for name, weight in weights.items())
+    return {"class_weights": None if weights == "equal" else weights, **facts}
+
+
+def _replaced_config(model: Mapping[str, object]) -> Mapping[str, object]:
+    """Fields of the base's config that were replaced on loading."""
+    replaced = model.get("config") if "checkpoint" in model else None
+    return cast("Mapping[str, object]", replaced or {})
+
+
+def quantization_option(model: Mapping[str, object]) -> str:
+    """Say how plain transformers loads the base as the adapter saw it in training."""
+    options = {
+        "int8": "load_in_8bit=True",
+        "nf4": (
+            'load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            f"bnb_4bit_use_double_quant={model.get('double_quantization', True)}"
+        ),
+    }
+    found = options.get(str(model.get("quantization")))
+    return f", quantization_config=BitsAndBytesConfig({found})" if found else ""
+
+
+def figure(value: object) -> str:
+    """Write a figure with six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
