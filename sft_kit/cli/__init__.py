@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sft_kit import __version__
-from sft_kit.cli import model_commands, recipe_commands
+from sft_kit.cli import classifier_commands, model_commands, recipe_commands
 from sft_kit.command import EXIT_INTERRUPTED
 from sft_kit.config import run_recipe
 
@@ -20,7 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*recipe_commands.COMMANDS, *model_commands.COMMANDS):
+for command in (
+    *recipe_commands.COMMANDS,
+    *model_commands.COMMANDS,
+    *classifier_commands.COMMANDS,
+):
     app.command()(command)
 
 

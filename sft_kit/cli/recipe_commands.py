@@ -2,14 +2,19 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sft_kit.config import Resolved, find_recipe, json_schema, read_config
+from sft_kit.config.schema import read_sections
 from sft_kit.errors import ConfigError, DataError
+from sft_kit.settings import LabelledDataSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DATA_REFUSED = 1
 """Exit code of `inspect` when training would refuse the data; 2 is a mistake in the command."""
@@ -67,17 +72,44 @@ def inspect(
     examples: Annotated[int, typer.Option(min=0, help="Number of examples to show.")] = 5,
     recipe: RecipeFile = None,
 ) -> None:
-    """Show what the data teaches, token by token. Exit code 1: training would refuse it."""
+    """Show what the data teaches and what it lacks. Exit code 1: training would refuse it."""
+    if html is not None:
+        _check_page(html)
     resolved = _read(file, overrides, recipe)
     from rich.console import Console
 
-    from sft_kit.label_doctor import show_labels
-
+    show = _doctor(resolved)
     try:
-        show_labels(Console(), resolved, examples, html)
+        show(Console(), resolved, examples, html)
     except DataError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(DATA_REFUSED) from None
+
+
+def _check_page(html: Path) -> None:
+    """Refuse a page that can't be written, before the data is read.
+
+    Raises:
+        ConfigError: Why not.
+    """
+    if html.is_dir():
+        raise ConfigError(f"{html} is a folder: name a file with --html FILE")
+    if not html.parent.is_dir():
+        raise ConfigError(f"there is no folder {html.parent}: name another file with --html FILE")
+    if not os.access(html if html.exists() else html.parent, os.W_OK):
+        raise ConfigError(f"{html} can't be written: name another file with --html FILE")
+
+
+def _doctor(resolved: Resolved) -> "Callable[[Console, Resolved, int, Path | None], None]":
+    """What looks at this recipe's data: texts to continue, or texts with labels."""
+    data = read_sections(resolved.recipe).get("data")
+    if data is not None and data.class_name == LabelledDataSettings.__name__:
+        from sft_kit.class_doctor import show_classes
+
+        return show_classes
+    from sft_kit.label_doctor import show_labels
+
+    return show_labels
 
 
 def _read(file: Path, overrides: Sequence[str] | None, recipe: Path | None) -> Resolved:
