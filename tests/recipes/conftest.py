@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RANDOM_WEIGHTS_SEED = 1234
+WORDS = ("good", "fine", "dull", "bad", "room", "food", "film", "very", "not", "the", "天", "气")
 Change = Callable[[ModuleType], None]
 Words = dict[str, object]
 
@@ -83,6 +85,39 @@ def save_checkpoint(folder: Path, tokenizer: "PreTrainedTokenizerFast", dropout:
     return folder
 
 
+def write_labelled(path: Path, num_rows: int = 40) -> Path:
+    """Write texts of very unequal lengths in three classes of very unequal sizes."""
+    draw = random.Random(5)
+    lines = ["text\tlabel"]
+    for index in range(num_rows):
+        words = draw.choices(WORDS, k=1 + (index * index) % 37)
+        label = ("low", "mid", "high")[(index % 7 > 3) + (index % 7 > 5)]
+        lines.append(f"{index} {' '.join(words)}\t{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def save_bert(folder: Path, dropout: float) -> Path:
+    """Save a random BERT (2 layers, hidden size 32) and a tokenizer over a few words."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+    folder.mkdir(parents=True)
+    digits = [str(digit) for digit in range(10)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, *WORDS, *digits, *(f"##{digit}" for digit in digits)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def run_recipe() -> Callable[..., ModuleType]:
     """The function `run`."""
@@ -135,4 +170,47 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, small_lora: Words) ->
     folder = tmp_path_factory.mktemp("runs") / "finished"
     prompts = {"sample.prompts": '["What does a cow eat?", 奶牛吃什么]', "sample.max_new_tokens": 4}
     run("sft_gpt2_lora", small_lora | prompts | {"train.output_dir": folder})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 texts in three classes."""
+    return write_labelled(tmp_path_factory.mktemp("rows") / "rows.tsv", 60)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random BERT with dropout 0.1, shared by all tests; nobody writes to it."""
+    return save_bert(tmp_path_factory.mktemp("base") / "tiny-bert", 0.1)
+
+
+@pytest.fixture(scope="session")
+def small_classifier(bert: Path, labelled_file: Path) -> Words:
+    """Settings of six small steps of `classify_bert_chinese_lora`, evaluated at every second."""
+    return {
+        "model.checkpoint": bert,
+        "data.path": labelled_file,
+        "data.eval_fraction": 0.2,
+        "data.max_length": 48,
+        "train.per_device_train_batch_size": 4,
+        "train.per_device_eval_batch_size": 4,
+        "train.learning_rate": 5e-3,
+        "train.max_steps": 6,
+        "train.logging_steps": 1,
+        "train.eval_strategy": "steps",
+        "train.eval_steps": 2,
+        "train.save_strategy": "steps",
+        "train.save_steps": 2,
+        "train.save_total_limit": 3,
+        "train.metric_for_best_model": "loss",
+        "train.disable_tqdm": "true",
+    }
+
+
+@pytest.fixture(scope="session")
+def classifier_run(tmp_path_factory: pytest.TempPathFactory, small_classifier: Words) -> Path:
+    """Run folder of `classify_bert_chinese_lora`; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("runs") / "classifier"
+    run("classify_bert_chinese_lora", small_classifier | {"train.output_dir": folder})
     return folder

@@ -113,7 +113,9 @@ def test_the_code_of_the_card_gives_the_logits_of_the_run(packed_run: Path, chat
     assert "import sft_kit.models.chatglm" in code
     assert "| quantization | int4 |" in text
     code = code.replace("path/to/this/folder", str(packed_run))
-    code = code.replace('"chatglm2_tiny_int4"', repr(str(chatglm_fixtures / "chatglm2_tiny_int4")))
+    code = code.replace(
+        '"path/to/chatglm2_tiny_int4"', repr(str(chatglm_fixtures / "chatglm2_tiny_int4"))
+    )
     names: dict[str, object] = {}
     exec(code, names)
     loaded = load_run(str(packed_run))

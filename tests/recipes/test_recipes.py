@@ -58,8 +58,11 @@ def check_images(folder: Path, names: set[str]) -> None:
 # --- every recipe --------------------------------------------------------------------------------
 
 
-def test_there_are_four_recipes_each_with_its_yaml():
-    expected = {"pretrain_gpt2_clm", "sft_chatglm2_int4_lora", "sft_gpt2_loop", "sft_gpt2_lora"}
+def test_there_are_six_recipes_each_with_its_yaml():
+    expected = {
+        *("classify_bert_chinese_lora", "classify_gpt2_head", "pretrain_gpt2_clm"),
+        *("sft_chatglm2_int4_lora", "sft_gpt2_loop", "sft_gpt2_lora"),
+    }
     assert set(STEMS) == expected
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == STEMS
 
