@@ -1,5 +1,7 @@
 """Batches of similar length, the same whenever and on however many processes they are drawn."""
 
+import itertools
+
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -7,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from sft_kit.training.length_groups import SeededLengthGroups, find_length_sampler
+from sft_kit.training.length_groups import SeededLengthGroups, find_grouped_batches
 
 LENGTHS = [3 + (index * 37) % 41 for index in range(200)]
 
@@ -86,6 +88,16 @@ def test_rows_of_a_batch_have_similar_lengths(tmp_path):
     assert sum(spread) < sum(random_spread) / 3
 
 
+def test_long_and_short_batches_take_turns_and_only_the_last_one_is_smaller(tmp_path):
+    whole = batches_of_epoch(arguments(tmp_path, 16), 0)
+    assert [len(batch) for batch in whole] == [16] * 12 + [8]
+    means = [sum(LENGTHS[index] for index in batch) / len(batch) for batch in whole]
+    assert means != sorted(means)
+    assert means != sorted(means, reverse=True)
+    rises = sum(second > first for first, second in itertools.pairwise(means))
+    assert 3 <= rises <= 9  # of 12: neither all the way up nor all the way down
+
+
 @pytest.mark.parametrize(
     ("batch", "accumulation", "num_processes"), [(2, 4, 1), (4, 1, 2), (1, 2, 4)]
 )
@@ -103,8 +115,8 @@ def test_a_global_batch_has_the_same_rows_however_it_is_laid_out(
 
 def test_other_samplers_are_left_alone(tmp_path):
     loader = DataLoader(LENGTHS, sampler=RandomSampler(LENGTHS), batch_size=8)
-    assert find_length_sampler(loader) is None
-    assert find_length_sampler(None) is None
+    assert find_grouped_batches(loader) is None
+    assert find_grouped_batches(None) is None
     SeededLengthGroups().on_epoch_begin(
         arguments(tmp_path, 8), TrainerState(epoch=0), TrainerControl(), train_dataloader=loader
     )
