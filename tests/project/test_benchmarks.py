@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ..recipes.conftest import save_bert
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 # hidden 128 is one head of 128 for queries, keys and values; the rest from ChatGLM2's layer:
@@ -23,7 +25,8 @@ def layer_bytes(weights: str, num_bytes: int) -> int:
 
 
 def test_every_benchmark_is_run_here() -> None:
-    assert {path.name for path in BENCHMARKS.glob("*.py")} == {"chatglm_int4.py"}
+    found = {path.name for path in BENCHMARKS.glob("*.py")}
+    assert found == {"chatglm_int4.py", "classification.py"}
 
 
 @pytest.mark.slow
@@ -60,3 +63,29 @@ def test_the_int4_benchmark_measures_every_variant_and_finds_them_alike(tmp_path
             expected = layer_bytes(weights, 4 if dtype == "float32" else 2)
             assert figure["layer_bytes"] == expected
         assert all(value > 0 for name, value in figure.items() if name != "error")
+
+
+@pytest.mark.slow
+def test_the_classification_benchmark_collects_what_its_run_has_left(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "sst2").mkdir(parents=True)
+    for name, num_rows in (("train", 64), ("dev", 16)):
+        rows = [
+            f"{number} {('bad', 'good')[number % 2]} {name}\t{number % 2}"
+            for number in range(num_rows)
+        ]
+        (data / "sst2" / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (data / "checkpoints").mkdir()
+    (data / "checkpoints" / "minilm_l6_fp16").symlink_to(save_bert(tmp_path / "bert", 0.1))
+    folders = ["--work", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    command = [sys.executable, str(BENCHMARKS / "classification.py"), "--data", str(data), *folders]
+    done = subprocess.run([*command, "sst2_lora"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results" / "sst2_lora.json").read_text(encoding="utf-8"))
+    metrics = json.loads((tmp_path / "runs" / "sst2_lora_0" / "metrics.json").read_text())
+    assert result["figures"]["eval_accuracy"] == round(metrics["eval_accuracy"], 4)
+    assert result["majority"] == {
+        "majority_accuracy": 0.5,
+        "majority_macro_f1": pytest.approx(1 / 3),
+    }
+    assert str(tmp_path) not in json.dumps(result)
