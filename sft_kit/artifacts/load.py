@@ -62,7 +62,7 @@ def load_run(
     record = require_finished(path)
     if recorded_labels(record) is not None:
         raise CheckpointError(
-            f"the run in {folder} trained a classifier, which gives no answers: use `sft-kit "
+            f"the run in {folder} trained a classifier and not a language model: use `sft-kit "
             f"classify {folder} --text TEXT`, or give the folder of a language model"
         )
     check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
