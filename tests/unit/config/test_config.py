@@ -1,12 +1,10 @@
 """What a YAML and a command line become, and how every mistake in them is reported."""
 
 import json
-import os
 import re
 import struct
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml as pyyaml
@@ -505,13 +503,10 @@ def test_layers_of_a_cached_hub_checkpoint_are_checked_too(recipe, tmp_path, mon
     assert _read(recipe, "adapter.target_modules=[q_proj]", "model.revision=other")
 
 
-def test_module_names_of_a_real_checkpoint_are_those_of_the_model():
-    folder = os.environ.get("SFT_KIT_REAL_DATA")
-    if not folder:
-        pytest.skip("SFT_KIT_REAL_DATA names no folder with real checkpoints")
+def test_module_names_of_a_real_checkpoint_are_those_of_the_model(real_data):
     from transformers import AutoModelForCausalLM
 
-    folder = Path(folder) / "checkpoints" / "gpt2basic"
+    folder = real_data / "checkpoints" / "gpt2basic"
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     expected = {
         name
