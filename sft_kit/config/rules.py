@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from sft_kit.config.checkpoint_header import local_folder, module_names, stored_quantization
 from sft_kit.config.label_rules import LABEL_RULES
+from sft_kit.config.rl_rules import RL_RULES
 from sft_kit.config.suggestions import did_you_mean, nearest
 from sft_kit.config.view import Rule, View
 from sft_kit.errors import Problem
@@ -290,6 +291,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
         ("train.output_dir",): _has_output_dir,
         ("data.path",): _data_exists("data.path"),
         ("data.eval_path",): _data_exists("data.eval_path"),
+        ("ptx.path",): _data_exists("ptx.path"),
         ("data.eval_path", "data.eval_fraction"): _two_eval_sources,
         ("data.eval_path", "data.eval_fraction", "train.eval_strategy"): _eval_without_rows,
         ("train.bf16", "train.fp16"): _both("train.bf16", "train.fp16", "one precision at a time"),
@@ -319,6 +321,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
             "train.dataloader_persistent_workers"
         ),
         **LABEL_RULES,
+        **RL_RULES,
     }
 )
 """Rule by the keys it looks at; skipped where one of them is faulty or the recipe lacks it."""
