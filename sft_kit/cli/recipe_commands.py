@@ -11,7 +11,7 @@ import typer
 from sft_kit.config import Resolved, find_recipe, json_schema, read_config
 from sft_kit.config.schema import read_sections
 from sft_kit.errors import ConfigError, DataError
-from sft_kit.settings import LabelledDataSettings
+from sft_kit.settings import LabelledDataSettings, PreferenceDataSettings, PromptDataSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,12 +101,20 @@ def _check_page(html: Path) -> None:
 
 
 def _doctor(resolved: Resolved) -> "Callable[[Console, Resolved, int, Path | None], None]":
-    """What looks at this recipe's data: texts to continue, or texts with labels."""
+    """What looks at this recipe's data: texts, labels, compared answers or prompts."""
     data = read_sections(resolved.recipe).get("data")
     if data is not None and data.class_name == LabelledDataSettings.__name__:
         from sft_kit.class_doctor import show_classes
 
         return show_classes
+    if data is not None and data.class_name == PreferenceDataSettings.__name__:
+        from sft_kit.preference_doctor import show_preferences
+
+        return show_preferences
+    if data is not None and data.class_name == PromptDataSettings.__name__:
+        from sft_kit.preference_doctor import show_prompts
+
+        return show_prompts
     from sft_kit.label_doctor import show_labels
 
     return show_labels

@@ -1,0 +1,1 @@
+"""Preferences and prompts: reading, splitting by prompt, tokenizing, and looking at them."""
