@@ -40,6 +40,7 @@ from sft_kit.models.head_origin import (
     settle_head,
     show_unexpected,
 )
+from sft_kit.models.head_precision import let_head_train
 from sft_kit.models.pooling import is_language_model, pool_last_token
 from sft_kit.settings import ModelSettings
 
@@ -83,6 +84,38 @@ def load_classifier(
     """
     config = load_config_of(settings)
     wanted = LabelSet(tuple(label_names), _problem_type(multi_label))
+    return load_headed(
+        settings,
+        config,
+        wanted,
+        lm_weight=lm_weight,
+        device=device,
+        pad_token_id=pad_token_id,
+        require_head=require_head,
+    )
+
+
+def load_headed(
+    settings: ModelSettings,
+    config: PreTrainedConfig,
+    wanted: LabelSet,
+    *,
+    lm_weight: float = 0.0,
+    device: torch.device | str | None = None,
+    pad_token_id: int | None = None,
+    require_head: bool = False,
+) -> PreTrainedModel:
+    """Load a pretrained model with a head for any labels; `load_classifier` says all about it.
+
+    Args:
+        settings: Checkpoint, quantization and dtype.
+        config: Of the checkpoint.
+        wanted: What the head is for.
+        lm_weight: Above 0, a decoder answers the loss of its language model too.
+        device: Where the weights go.
+        pad_token_id: What the tokenizer pads a decoder's texts with.
+        require_head: Refuse a checkpoint that brings no such head.
+    """
     _check_request(settings, config, wanted, lm_weight)
     brought = LabelSet(label_names_of(config), config.problem_type)
     _name_labels(config, wanted)
@@ -105,8 +138,8 @@ def load_classifier(
     if require_head:
         refuse_drawn(settings.checkpoint, origin, brought=brought, wanted=wanted)
     cast("Any", model).sft_kit_head = origin
-    _let_head_train(model, modules)
-    if _is_decoder(config):
+    let_head_train(model, modules)
+    if is_decoder(config):
         _make_decoder(model, blank.config, lm_weight)
         _name_padding(model.config.get_text_config(), pad_token_id)
     return model
@@ -179,8 +212,8 @@ def _name_labels(config: PreTrainedConfig, labels: LabelSet) -> None:
     cast("Any", config).problem_type = labels.problem_type
 
 
-def _is_decoder(config: PreTrainedConfig) -> bool:
-    """Whether the architecture reads from left to right and pools at the end."""
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether an architecture with a classifier reads from left to right and pools at the end."""
     stock = cast("type[object]", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
     reads_on = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return (
@@ -204,7 +237,7 @@ def _check_request(
     ]
     if wanted.problem_type == _problem_type(False) and len(wanted.names) < 2:
         problems.append(Problem("data", "label", f"found {wanted}, accepts 2 or more"))
-    if lm_weight > 0 and not _is_decoder(config):
+    if lm_weight > 0 and not is_decoder(config):
         found = f"found {lm_weight}, but {config.model_type} does not predict the next token"
         problems.append(Problem("classify", "lm_weight", found, "set it to 0, or take a decoder"))
     if problems:
@@ -224,7 +257,7 @@ def _blank_model(settings: ModelSettings, config: PreTrainedConfig) -> PreTraine
             copy.deepcopy(config), trust_remote_code=False
         )
     blank = cast("PreTrainedModel", made)
-    if _is_decoder(config) and _linear_head(blank) is None:
+    if is_decoder(config) and _linear_head(blank) is None:
         raise _cant_classify(
             settings, f"the classifier of {config.model_type} pools in a way of its own"
         )
@@ -235,31 +268,6 @@ def _linear_head(model: PreTrainedModel) -> str | None:
     names = head_modules(model)
     is_linear = len(names) == 1 and isinstance(model.get_submodule(names[0]), nn.Linear)
     return names[0] if is_linear else None
-
-
-def _let_head_train(model: PreTrainedModel, modules: Sequence[str]) -> None:
-    """Make the head float32, cast what it is given, and unfreeze it over quantized layers."""
-    for name in modules:
-        module = model.get_submodule(name)
-        if next(module.parameters()).dtype != torch.float32:
-            module.float()
-            module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-        for parameter in module.parameters():
-            # Weights as read lie in the file's memory map, unaligned, where torch's CPU kernels
-            # round differently (2e-7) than for the aligned copy that PEFT trains.
-            parameter.data = parameter.data.clone()
-            parameter.requires_grad_(True)
-
-
-def _cast_inputs(
-    _module: nn.Module, args: tuple[object, ...], options: dict[str, object]
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    cast_args = tuple(_to_float32(value) for value in args)
-    return cast_args, {key: _to_float32(value) for key, value in options.items()}
-
-
-def _to_float32(value: object) -> object:
-    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _make_decoder(model: PreTrainedModel, config: PreTrainedConfig, lm_weight: float) -> None:

@@ -114,7 +114,10 @@ def _forward(
     answer = self.base_model(input_ids, attention_mask=attention_mask, **options)
     hidden: torch.Tensor = answer.last_hidden_state
     # Every token gets logits before one is picked: transformers' order, so that the bits agree too.
-    every = self.get_submodule(pooling.head)(hidden)
+    head = self.get_submodule(pooling.head)
+    with torch.autocast(hidden.device.type, enabled=False):
+        # In 16 bits scores near 8 would be rounded to sixteenths, and many would be equal.
+        every = head(hidden.to(next(head.parameters()).dtype))
     if attention_mask is None:
         logits = every[:, -1]
     else:
