@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from sft_kit.data.label_view import render_tokens
 from sft_kit.data.labelled.rows import LabelledExample, LabelledText
+from sft_kit.data.preference.rows import PreferenceExample
 from sft_kit.data.rows import Example
 from sft_kit.data.token_text import mark_tokens
 from sft_kit.training.facts import fact_lines
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MAX_TOKENS_SHOWN = 120
+_MAX_ANSWERS_SHOWN = 4
 
 
 def announce(
@@ -71,6 +73,38 @@ def announce_classifier(
     shown = tokenizer.decode(example.input_ids[:_MAX_TOKENS_SHOWN])
     labels = ", ".join(row.labels) or "no label"
     console.print(escape(f"first example ({example.where}): {shown!r} -> {labels}"))
+
+
+def announce_preferences(
+    facts: dict[str, object],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    example: PreferenceExample,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Print the same of a reward model, and the first answers of a comparison, the best first.
+
+    Args:
+        facts: From `derive_facts`.
+        notes: What was picked for `auto` settings, how the data was read, where the head is from.
+        warnings: What works but was probably not meant.
+        example: A training example.
+        tokenizer: Decodes it.
+    """
+    if not PartialState().is_main_process:
+        return
+    console = Console(stderr=True)
+    _say(console, facts, notes, warnings)
+    prompt = example.input_ids[0][: example.num_prompt_tokens]
+    texts = [("prompt", prompt[-_MAX_TOKENS_SHOWN:])]
+    for number, ids in enumerate(example.input_ids[:_MAX_ANSWERS_SHOWN], start=1):
+        texts.append((f"answer {number}", ids[example.num_prompt_tokens :][:_MAX_TOKENS_SHOWN]))
+    console.print(escape(f"first example ({example.comparison.where}), the best answer first:"))
+    for name, ids in texts:
+        console.print(escape(f"  {name}: {tokenizer.decode(list(ids))!r}"))
+    num_more = len(example.input_ids) - _MAX_ANSWERS_SHOWN
+    if num_more > 0:
+        console.print(f"  ... and {num_more:,} more")
 
 
 def _say(

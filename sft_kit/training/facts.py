@@ -11,11 +11,13 @@ from sft_kit.models.adapters import count_parameters
 
 if TYPE_CHECKING:
     from sft_kit.data.labelled.rows import LabelledExample
+    from sft_kit.data.preference.rows import PreferenceExample
     from sft_kit.data.rows import Example
 
 
 def derive_facts(
-    trainer: Trainer, examples: "Sequence[Example] | Sequence[LabelledExample]"
+    trainer: Trainer,
+    examples: "Sequence[Example] | Sequence[LabelledExample] | Sequence[PreferenceExample]",
 ) -> dict[str, object]:
     """Work out the size of a run from its settings.
 
@@ -39,7 +41,7 @@ def derive_facts(
     num_steps = (
         args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     )
-    mean_tokens = sum(len(example.input_ids) for example in examples) / max(1, len(examples))
+    mean_tokens = sum(map(_num_tokens, examples)) / max(1, len(examples))
     rows_per_epoch = min(num_rows, batches * batch * args.world_size)
     return {
         "trainable_parameters": parameters.trainable,
@@ -52,6 +54,11 @@ def derive_facts(
         "epochs": round(num_steps / steps_per_epoch, 2),
         "tokens_per_step": round(mean_tokens * rows_per_epoch / steps_per_epoch),
     }
+
+
+def _num_tokens(example: "Example | LabelledExample | PreferenceExample") -> int:
+    """Count the tokens of a row; those of compared answers all together."""
+    return sum(len(ids) if isinstance(ids, tuple) else 1 for ids in example.input_ids)
 
 
 def fact_lines(facts: dict[str, object]) -> list[str]:

@@ -4,8 +4,9 @@ import pytest
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast
 
+from sft_kit.data.preference.rows import Comparison, PreferenceExample
 from sft_kit.data.rows import Example, Where
-from sft_kit.training.announce import announce
+from sft_kit.training.announce import announce, announce_preferences
 
 FACTS: dict[str, object] = {
     "trainable_parameters": 10, "total_parameters": 1_000, "num_processes": 1, "micro_batch": 4,
@@ -51,6 +52,23 @@ def test_a_long_example_is_cut_in_the_display(
     announce(FACTS, [], [], long, tokenizer)
     shown = re.sub("[\n⟦⟧]", "", capsys.readouterr().err)
     assert shown.count("dog") == tokenizer.decode(ids[:120]).count("dog") > 20
+
+
+@pytest.mark.parametrize("num_answers", [2, 4, 5, 9])
+def test_of_a_long_list_of_answers_the_first_four_are_shown(
+    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str], num_answers: int
+):
+    prompt = tuple(tokenizer("How are you?")["input_ids"])
+    answers = [tuple(tokenizer(f" well {number}")["input_ids"]) for number in range(num_answers)]
+    comparison = Comparison((), (), 0.0, "rows.json", Where("rows.json", 7))
+    ids = tuple(prompt + answer for answer in answers)
+    announce_preferences(
+        FACTS, [], [], PreferenceExample(ids, len(prompt), 0.0, comparison), tokenizer
+    )
+    _, *shown = capsys.readouterr().err.partition("first example")[2].splitlines()
+    first = [f"  answer {number + 1}: ' well {number}'" for number in range(min(num_answers, 4))]
+    more = [f"  ... and {num_answers - 4} more"] if num_answers > 4 else []
+    assert shown == ["  prompt: 'How are you?'", *first, *more]
 
 
 def test_other_processes_say_nothing(
