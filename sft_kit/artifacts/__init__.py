@@ -6,6 +6,7 @@ from sft_kit.artifacts.labels import Labels, labels_of
 from sft_kit.artifacts.load import LoadedRun, load_run
 from sft_kit.artifacts.merge import Merged, merge_and_save
 from sft_kit.artifacts.named import LoadOptions, load_checkpoint, load_named
+from sft_kit.artifacts.reward import LoadedReward, load_reward_run
 from sft_kit.artifacts.samples import Sample, pair_samples, show_samples
 from sft_kit.artifacts.save import save_run
 
@@ -13,6 +14,7 @@ __all__ = [
     "Labels",
     "LoadOptions",
     "LoadedClassifier",
+    "LoadedReward",
     "LoadedRun",
     "Merged",
     "RunFolder",
@@ -21,6 +23,7 @@ __all__ = [
     "load_checkpoint",
     "load_classifier_run",
     "load_named",
+    "load_reward_run",
     "load_run",
     "merge_and_save",
     "open_run",

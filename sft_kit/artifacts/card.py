@@ -6,7 +6,7 @@ from typing import cast
 
 from sft_kit.artifacts.card_facts import CARDS, common_facts
 
-_CARD = CARDS.from_string(
+CAUSAL_CARD = CARDS.from_string(
     """\
 {% extends "card" %}
 {% block task %}text-generation{% endblock %}
@@ -41,6 +41,7 @@ things with the same confidence as right ones.
 {% endblock %}
 """
 )
+"""The card of a language model, which fills in the blocks of `card`."""
 
 
 def write_card(
@@ -59,21 +60,31 @@ def write_card(
         metrics: As in `metrics.json`.
         curves: Names of the PNG files beside it.
     """
+    facts = causal_facts(title, record, metrics, curves)
+    path.write_text(CAUSAL_CARD.render(facts), encoding="utf-8")
+
+
+def causal_facts(
+    title: str,
+    record: Mapping[str, object],
+    metrics: Mapping[str, object],
+    curves: Sequence[str],
+) -> dict[str, object]:
+    """Collect what `CAUSAL_CARD` writes; the arguments are those of `write_card`."""
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     model = settings["model"] or {}
     template = cast("Mapping[str, object]", record.get("template") or {})
     base = cast("Mapping[str, object]", record.get("base") or {})
-    card = _CARD.render(
-        common_facts(title, record, metrics, curves),
-        auto_class="AutoModelForCausalLM",
-        kind=_kind(adapter=bool(settings.get("adapter")), has_base="checkpoint" in model),
-        has_base="checkpoint" in model,
-        is_chatglm="chatglm" in (base.get("model_type"), model.get("architecture")),
-        stop_token=template.get("stop_token"),
-        turn_stop_token=template.get("turn_stop_token"),
-        stop_token_ids=_stop_ids(template),
-    )
-    path.write_text(card, encoding="utf-8")
+    return {
+        **common_facts(title, record, metrics, curves),
+        "auto_class": "AutoModelForCausalLM",
+        "kind": _kind(adapter=bool(settings.get("adapter")), has_base="checkpoint" in model),
+        "has_base": "checkpoint" in model,
+        "is_chatglm": "chatglm" in (base.get("model_type"), model.get("architecture")),
+        "stop_token": template.get("stop_token"),
+        "turn_stop_token": template.get("turn_stop_token"),
+        "stop_token_ids": _stop_ids(template),
+    }
 
 
 def _kind(*, adapter: bool, has_base: bool) -> str:

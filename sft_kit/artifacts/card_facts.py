@@ -121,7 +121,7 @@ def common_facts(
         "options": "".join(f", {key}={value!r}" for key, value in _replaced_config(model).items()),
         "has_held_out": any(key.startswith("eval_") for key in metrics),
         "is_best": train.get("load_best_model_at_end") is True,
-        "rows": cast("Mapping[str, object]", record["data"])["num_train_rows"],
+        "rows": cast("Mapping[str, object]", record["data"]).get("num_train_rows"),
     }
 
 
@@ -147,8 +147,10 @@ def training_facts(record: Mapping[str, object]) -> dict[str, object]:
     base = cast("Mapping[str, object]", record.get("base") or {})
     model, adapter, train = (settings.get(name) or {} for name in ("model", "adapter", "train"))
     facts: dict[str, object] = {
-        "training rows": data["num_train_rows"],
-        "held-out rows": data["num_eval_rows"],
+        "training rows": data.get("num_train_rows"),
+        "held-out rows": data.get("num_eval_rows"),
+        "training prompts": data.get("num_train_prompts"),
+        "held-out prompts": data.get("num_eval_prompts"),
         "data fingerprint": f"`{data['fingerprint']}`",
         "quantization": base.get("stored_as") or model.get("quantization"),
         "chat template": (settings.get("data") or {}).get("template"),

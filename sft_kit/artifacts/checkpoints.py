@@ -5,6 +5,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from sft_kit.manifest import MANIFEST_FILE, broken_parts, set_aside
+
 _ALWAYS = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
@@ -13,14 +15,13 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     """Find the newest complete checkpoint of a run.
 
     The Trainer writes a checkpoint file by file; a run killed in between leaves a folder that looks
-    like the newest and can't be resumed.
+    like the newest and can't be resumed. PPO's are whole or not there, and still may be damaged.
 
     Returns:
         The folder, or None; and one sentence for every newer one that was passed over.
     """
     skipped: list[str] = []
-    for step in sorted(_steps(output_dir), reverse=True):
-        folder = output_dir / f"checkpoint-{step}"
+    for folder in _candidates(output_dir):
         missing = missing_parts(folder)
         if not missing:
             return folder, skipped
@@ -32,8 +33,11 @@ def missing_parts(folder: Path) -> list[str]:
     """List what a checkpoint folder lacks to be resumed exactly.
 
     A file counts when it has its end: the JSON closes, the zip archive that `torch.save` writes has
-    its directory, the safetensors file is as long as its header says.
+    its directory, the safetensors file is as long as its header says. A folder with a manifest is
+    judged by that alone.
     """
+    if (folder / MANIFEST_FILE).is_file():
+        return broken_parts(folder)
     missing = [f"{name} is missing" for name in _ALWAYS if not (folder / name).is_file()]
     weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     random_states = sorted(folder.glob("rng_state*.pth"))
@@ -52,9 +56,15 @@ def missing_parts(folder: Path) -> list[str]:
     return missing
 
 
-def _steps(output_dir: Path) -> list[int]:
-    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("*"))
-    return [int(match.group(1)) for match in found if match]
+def _candidates(output_dir: Path) -> list[Path]:
+    """List checkpoints from the newest on; one that was being replaced counts behind its heir."""
+    names = {path.name for path in output_dir.glob("*")}
+    names |= {path.name[1:].removesuffix(".old") for path in output_dir.glob(".checkpoint-*.old")}
+    found = [match for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name))]
+    found.sort(key=lambda match: int(match.group(1)), reverse=True)
+    folders = [output_dir / match.group() for match in found]
+    places = [place for folder in folders for place in (folder, set_aside(folder))]
+    return [place for place in places if place.exists()]
 
 
 def _shards(index: Path) -> list[str]:

@@ -14,6 +14,7 @@ from sft_kit.artifacts.load import (
     ADAPTER_FILE,
     check_weights,
     find_base,
+    is_reward_run,
     load_model,
     recorded_settings,
     require_finished,
@@ -67,6 +68,11 @@ def load_classifier_run(
     path = Path(folder)
     record = require_finished(path)
     labels = recorded_labels(record)
+    if is_reward_run(record):
+        raise CheckpointError(
+            f"the run in {folder} trained a reward model, which has no classes: use `sft-kit score "
+            f"{folder} --data FILE`, or give the folder of a classifier"
+        )
     if labels is None:
         raise CheckpointError(
             f"the run in {folder} trained a language model, which has no classes: talk to it with "

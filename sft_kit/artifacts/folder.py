@@ -31,12 +31,25 @@ _MAY_CHANGE = {
     "train.disable_tqdm",
     "train.report_to",
     "train.run_name",
+    "ppo.num_rollouts",
+    "ppo.save_rollouts",
+    "ppo.eval_rollouts",
+    "ppo.dump_rollouts",
+    "reward.model",
+    "ppo.sft_adapter",
 }
-"""Settings that may differ when a run is resumed: none of them changes the steps already done."""
+"""Settings that may differ when a run is resumed: none of them changes the steps already done.
+
+Other runs may have moved; their weights are known by digest."""
+_WHAT_CHANGED = {
+    ("data", "fingerprint"): "what data.path names has changed since the run began",
+    ("data", "eval_fingerprint"): "what data.eval_path names has changed since the run began",
+    ("base", "fingerprint"): "model.checkpoint has other weights than when the run began",
+}
 _WRITTEN = re.compile(
-    r"checkpoint-\d+|\.staging|runs|run\.yaml|\.run\.yaml\.part|log\.jsonl|metrics\.json|"
-    r"samples\.md|README\.md|(loss|learning_rate|confusion)\.png|(adapter_|generation_)?config\.json|"
-    r"evaluation(\.json|\.md)?|"
+    r"checkpoint-\d+|\.checkpoint-\d+\.(part|old)|\.staging|runs|run\.yaml|\.run\.yaml\.part|log\.jsonl|metrics\.json|"
+    r"samples\.md|README\.md|(loss|learning_rate|confusion|margins)\.png|(adapter_|generation_)?config\.json|"
+    r"evaluation(\.json|\.md)?|value|reward|ema|rollouts|ppo_samples\.jsonl|(score|kl|length)\.png|"
     r"(adapter_)?model.*\.(safetensors|json)|.*token.*|chat_template\.jinja|vocab\.\w+|merges\.txt"
 )
 """Names in a run folder; one with any other name may hold somebody's work."""
@@ -84,7 +97,13 @@ class RunFolder:
         if PartialState().is_main_process:
             if self.overwrite and self.path.is_dir():
                 shutil.rmtree(self.path.resolve())
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(
+                    f"train.output_dir={self.path} can't be made: {error.strerror}; name another "
+                    "folder"
+                ) from error
             if self.checkpoint is None:
                 (self.path / LOG_FILE).unlink(missing_ok=True)
             self.record.update(facts)
@@ -98,7 +117,9 @@ class RunFolder:
         PartialState().print(f"run folder: {self.path}")
         if "labels" in self.record:
             PartialState().print(f"classify with it: sft-kit classify {self.path} --text TEXT")
-        if "template" in self.record:
+        if "reward_model" in self.record:
+            PartialState().print(f"score with it: sft-kit score {self.path} --data FILE")
+        elif "template" in self.record:
             PartialState().print(f"talk to it: sft-kit chat {self.path}")
 
 
@@ -198,6 +219,8 @@ def _check_same_facts(
         new = facts.get(subject, {}).get(key)
         if old is not None and old != new:
             message = f"found {_shortened(new)}, but the run to resume had {_shortened(old)}"
+            if (subject, key) in _WHAT_CHANGED:
+                message += f": {_WHAT_CHANGED[subject, key]}"
             problems.append(Problem(str(path / RUN_FILE), f"{subject}.{key}", message))
     if problems:
         raise CheckpointError(

@@ -17,6 +17,7 @@ from sft_kit.models.adapters import load_adapter
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
 from sft_kit.models.heads import load_classifier
+from sft_kit.models.reward_model import load_reward_model
 from sft_kit.settings import Dtype, ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -54,12 +55,17 @@ def load_run(
             model's another than float32.
 
     Raises:
-        CheckpointError: Not a finished run, the run of a classifier, weights that are not the ones
-            it saved, no base, another base than the one trained on, or a chat template that is not
-            the one trained with.
+        CheckpointError: Not a finished run, that of a classifier or reward model, weights that are
+            not the ones it saved, no base, another base than the one trained on, or a chat template
+            that is not the one trained with.
     """
     path = Path(folder)
     record = require_finished(path)
+    if is_reward_run(record):
+        raise CheckpointError(
+            f"the run in {folder} trained a reward model and not a language model: use `sft-kit "
+            f"score {folder} --data FILE`, or give the folder of a language model"
+        )
     if recorded_labels(record) is not None:
         raise CheckpointError(
             f"the run in {folder} trained a classifier and not a language model: use `sft-kit "
@@ -68,12 +74,17 @@ def load_run(
     check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
-    template = _load_template(path, tokenizer, record)
+    template = load_template(path, tokenizer, record)
     model_settings = None
     if (path / ADAPTER_FILE).is_file():
         model_settings = find_base(path, settings["model"] or {}, record, base)
     model = load_model(path, model_settings, device, dtype)
     return LoadedRun(model, tokenizer, template, record)
+
+
+def is_reward_run(record: Mapping[str, object]) -> bool:
+    """Whether this is `run.yaml` of a reward model."""
+    return "reward_model" in record
 
 
 def require_finished(folder: Path) -> dict[str, object]:
@@ -105,13 +116,17 @@ def load_model(
         base: How its base is loaded.
         device: Where the weights go. None: the device of this process.
         dtype: Type of the weights, if another than the base's or float32.
-        labels: Of a classifier; None loads a language model.
+        labels: Of a classifier or reward model; None loads a language model.
     """
     settings = base or ModelSettings(checkpoint=str(folder))
     if dtype is not None:
         settings = replace(settings, dtype=dtype)
     if labels is None:
         model = load_causal_lm(settings, device)
+    elif labels.is_score:
+        model = load_reward_model(
+            settings, pad_token_id=None, device=device, require_head=base is None
+        )
     else:
         model = load_classifier(
             settings,
@@ -120,7 +135,7 @@ def load_model(
             device=device,
             require_head=base is None,
         )
-    names = None if labels is None else labels.names
+    names = None if labels is None or labels.is_score else labels.names
     return model if base is None else load_adapter(model, folder, names)
 
 
@@ -149,9 +164,19 @@ def _difference(found: str | None, saved: str | None) -> str:
     return f"has sha256 {found[:12]}, the run saved {saved[:12]}"
 
 
-def _load_template(
+def load_template(
     path: Path, tokenizer: PreTrainedTokenizerBase, record: Mapping[str, object]
 ) -> Template:
+    """Bind the chat template of a run folder, and make sure that it is the one trained with.
+
+    Args:
+        path: Run folder.
+        tokenizer: Loaded from it.
+        record: `run.yaml`.
+
+    Raises:
+        CheckpointError: It is missing, or another one.
+    """
     saved = cast("Mapping[str, str]", record.get("template") or {})
     if not isinstance(tokenizer.chat_template, str) or not saved:
         raise CheckpointError(f"{path} has no chat template: it holds no model to chat with")

@@ -37,12 +37,17 @@ def pair_samples(
     return [Sample(*row) for row in zip(prompts, before, after, strict=True)]
 
 
-def show_samples(samples: Sequence[Sample]) -> None:
-    """Print prompts with both answers side by side; ■ marks an answer that stopped by itself."""
+def show_samples(samples: Sequence[Sample], before: str = "base model") -> None:
+    """Print prompts with both answers side by side; ■ marks an answer that stopped by itself.
+
+    Args:
+        samples: To print.
+        before: What gave the first answer.
+    """
     if not samples or not PartialState().is_main_process:
         return
     table = Table(title="the same prompts before and after training", show_lines=True)
-    for name in ("prompt", "base model", "trained model"):
+    for name in ("prompt", before, "trained model"):
         table.add_column(name, overflow="fold", ratio=1)
     for sample in samples:
         table.add_row(
@@ -53,13 +58,19 @@ def show_samples(samples: Sequence[Sample]) -> None:
     Console().print(table)
 
 
-def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write the answers as Markdown."""
+def write_samples(path: Path, samples: Sequence[Sample], before: str = "Base model") -> None:
+    """Write the answers as Markdown.
+
+    Args:
+        path: The file.
+        samples: To write.
+        before: What gave the first answer.
+    """
     lines = ["# Samples before and after training", ""]
     for sample in samples:
         heading = sample.prompt.replace("\n", " ↵ ")
         lines += [f"## {heading}", ""]
-        for title, answer in (("Base model", sample.before), ("Trained model", sample.after)):
+        for title, answer in ((before, sample.before), ("Trained model", sample.after)):
             body = _ending(answer).replace("\n", "\n> ")
             lines += [f"**{title}**", "", f"> {body}", ""]
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,10 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_kit.artifacts.card import write_card
 from sft_kit.artifacts.classifier_card import write_classifier_card
-from sft_kit.artifacts.figures import write_curves
+from sft_kit.artifacts.figures import write_curves, write_ppo_curves
 from sft_kit.artifacts.folder import RunFolder
+from sft_kit.artifacts.load import is_reward_run
+from sft_kit.artifacts.ppo_card import write_ppo_card
 from sft_kit.artifacts.reading_back import reload_difference, tolerated_difference
 from sft_kit.artifacts.record import weight_digests, write_record
+from sft_kit.artifacts.reward_card import write_reward_card
 from sft_kit.artifacts.samples import Sample, write_samples
 from sft_kit.errors import CheckpointError
 from sft_kit.settings import ModelSettings
@@ -32,6 +35,7 @@ def save_run(
     base: ModelSettings | None = None,
     samples: Sequence[Sample] = (),
     files: Mapping[str, bytes] = MappingProxyType({}),
+    folders: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
 ) -> None:
     """Write the run folder's final files and prove that they give back the model in memory.
 
@@ -47,6 +51,7 @@ def save_run(
         base: How the base was loaded; None for a model without one.
         samples: Answers before and after.
         files: Name -> content of what else belongs to the run, such as an evaluation report.
+        folders: Name -> what fills a folder of this name, such as the value head of a policy.
 
     Raises:
         CheckpointError: What was saved does not give the same logits.
@@ -67,17 +72,18 @@ def save_run(
         figures = {**metrics, "reload_max_logit_difference": difference}
         (stage / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if samples:
-            write_samples(stage / "samples.md", samples)
+            # A policy may start from a fine-tuning, so what it was before is not the base.
+            before = "Before PPO" if "ppo" in run.record else "Base model"
+            write_samples(stage / "samples.md", samples, before)
         for name, content in files.items():
             (stage / name).write_bytes(content)
-        pictures = write_curves(stage, history)
+        for name, fill in folders.items():
+            fill(stage / name)
+        pictures = [*write_curves(stage, history), *write_ppo_curves(stage, history)]
         pictures += [name for name in files if name.endswith(".png")]
-        write = write_classifier_card if "labels" in run.record else write_card
-        write(stage / "README.md", run.path.resolve().name, run.record, figures, pictures)
+        _write_card(run, stage / "README.md", figures, pictures, samples)
         for path in stage.iterdir():
-            # safetensors writes through a temporary file that only its owner may read.
-            path.chmod(0o644)
-            path.replace(run.path / path.name)
+            _move(path, run.path / path.name)
         stage.rmdir()
         run.record.update(
             status="finished",
@@ -89,13 +95,46 @@ def save_run(
     state.wait_for_everyone()
 
 
+def _move(path: Path, target: Path) -> None:
+    """Move a file, or a folder in the place of one that an interrupted end of the run has left."""
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+    for file in files:
+        # safetensors writes through a temporary file that only its owner may read.
+        file.chmod(0o644)
+    if target.is_dir():
+        shutil.rmtree(target)
+    path.replace(target)
+
+
+def _write_card(
+    run: RunFolder,
+    path: Path,
+    metrics: Mapping[str, float],
+    pictures: Sequence[str],
+    samples: Sequence[Sample],
+) -> None:
+    """Write the card of the kind of run that this was."""
+    title = run.path.resolve().name
+    if "ppo" in run.record:
+        write_ppo_card(path, title, run.record, metrics, pictures, samples)
+    elif is_reward_run(run.record):
+        write_reward_card(path, title, run.record, metrics, pictures)
+    elif "labels" in run.record:
+        write_classifier_card(path, title, run.record, metrics, pictures)
+    else:
+        write_card(path, title, run.record, metrics, pictures)
+
+
 def save_model(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Save the adapter (plain PEFT) or the whole model, and the tokenizer with its template."""
     if isinstance(model, PeftModel):
         # "auto" would ask the Hub for the base's vocabulary size; embeddings are never resized.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        # PEFT calls an adapter "default" where nobody names it; a policy has others beside it.
+        model.save_pretrained(
+            str(folder), selected_adapters=["default"], save_embedding_layers=False
+        )
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -5,7 +5,7 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from sft_kit.artifacts.figures import write_curves
+from sft_kit.artifacts.figures import write_curves, write_ppo_curves
 
 HISTORY: list[dict[str, float]] = [
     {"step": 1, "loss": 4.0, "learning_rate": 1e-4},
@@ -73,3 +73,47 @@ def test_figures_that_were_never_logged_are_not_drawn(tmp_path: Path):
 def test_a_loss_that_is_no_number_is_no_error(tmp_path: Path):
     history = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}]
     assert write_curves(tmp_path, history) == ["loss.png"]
+
+
+# --- PPO -----------------------------------------------------------------------------------------
+
+PPO_HISTORY: list[dict[str, float]] = [
+    {
+        "step": step, "score_mean": step / 10, "gold_mean": -step / 10, "kl": step / 2,
+        "kl_coefficient": 0.05, "completion_length_mean": 20.0, "completion_length_p10": 5.0,
+        "completion_length_p90": 40.0, "stop_fraction": 0.5,
+    }
+    for step in (1, 2, 3)
+] + [{"step": 2, "eval_score_mean": 0.4}]  # fmt: skip
+
+
+def panels(figure: Figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    return {
+        axes.get_ylabel(): {
+            line.get_label(): [tuple(point) for point in line.get_xydata()] for line in axes.lines
+        }
+        for axes in figure.axes
+    }
+
+
+def test_scores_kl_and_lengths_of_ppo_are_drawn(tmp_path: Path, drawn: dict[str, Figure]):
+    assert write_ppo_curves(tmp_path, PPO_HISTORY) == ["score.png", "kl.png", "length.png"]
+    assert panels(drawn["score.png"]) == {
+        "score": {"training": [(1, 0.1), (2, 0.2), (3, 0.3)], "held-out": [(2, 0.4)]},
+        "gold score": {"training": [(1, -0.1), (2, -0.2), (3, -0.3)]},
+    }
+    assert panels(drawn["kl.png"]) == {
+        "KL, nats per episode": {"kl": [(1, 0.5), (2, 1.0), (3, 1.5)]},
+        "KL coefficient": {"coefficient": [(1, 0.05), (2, 0.05), (3, 0.05)]},
+    }
+    lengths, stops = panels(drawn["length.png"]).values()
+    assert [points[0][1] for points in lengths.values()] == [20.0, 5.0, 40.0]
+    assert stops == {"stopped": [(1, 0.5), (2, 0.5), (3, 0.5)]}
+    assert [axes.get_xlabel() for axes in drawn["kl.png"].axes] == ["", "rollout"]
+
+
+def test_a_panel_without_figures_is_left_out(tmp_path: Path, drawn: dict[str, Figure]):
+    assert write_ppo_curves(tmp_path, [{"step": 1, "score_mean": 1.0}]) == ["score.png"]
+    assert list(panels(drawn["score.png"])) == ["score"]
+    assert write_ppo_curves(tmp_path, HISTORY) == []
+    assert write_curves(tmp_path, PPO_HISTORY) == []
