@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sft_kit import __version__
-from sft_kit.cli import classifier_commands, model_commands, recipe_commands
+from sft_kit.cli import classifier_commands, model_commands, recipe_commands, reward_commands
 from sft_kit.command import EXIT_INTERRUPTED
 from sft_kit.config import run_recipe
 
@@ -24,6 +24,7 @@ for command in (
     *recipe_commands.COMMANDS,
     *model_commands.COMMANDS,
     *classifier_commands.COMMANDS,
+    *reward_commands.COMMANDS,
 ):
     app.command()(command)
 

@@ -1,8 +1,6 @@
 """A classification report as JSON, Markdown and PNG, and in the terminal."""
 
-import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
@@ -14,13 +12,12 @@ from rich.text import Text
 from sft_kit.data.token_text import readable
 from sft_kit.evaluation.classification import ClassificationReport, WrongRow
 from sft_kit.evaluation.confusion import confusion_picture
+from sft_kit.evaluation.markdown import escape, one_line, shortened, table
 
 REPORT_FILES = ("evaluation.json", "evaluation.md", "confusion.png", "confusion_not_trained_on.png")
 """Every name that `report_files` may give a file."""
 
-_MAX_TEXT_CHARACTERS = 240
 _ALL_ROWS, _NOT_TRAINED_ON = "all rows", "rows not trained on"
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def report_files(
@@ -138,7 +135,7 @@ def _class_lines(report: ClassificationReport) -> list[list[str]]:
     return [
         [
             str(index),
-            _one_line(one.name),
+            one_line(one.name),
             f"{one.precision:.4f}",
             f"{one.recall:.4f}",
             "-" if one.f1 is None else f"{one.f1:.4f}",
@@ -156,7 +153,7 @@ def _markdown(
 ) -> list[str]:
     lines = ["# Evaluation", ""]
     if about:
-        lines += _table(("", ""), [(caption, _escape(value)) for caption, value in about.items()])
+        lines += table(("", ""), [(caption, escape(value)) for caption, value in about.items()])
     for (title, report), picture in zip(reports.items(), pictures, strict=True):
         if len(reports) > 1:
             lines += [f"# {title[0].upper()}{title[1:]}", ""]
@@ -165,11 +162,11 @@ def _markdown(
 
 
 def _report_lines(report: ClassificationReport, picture: str) -> list[str]:
-    figures = [(_escape(caption), _escape(value)) for caption, value in _figure_lines(report)]
-    classes = [[_escape(cell) for cell in line] for line in _class_lines(report)]
+    figures = [(escape(caption), escape(value)) for caption, value in _figure_lines(report)]
+    classes = [[escape(cell) for cell in line] for line in _class_lines(report)]
     lines = [
-        *("## Figures", "", *_table(("", ""), figures)),
-        *("## Classes", "", *_table(_CLASS_CAPTIONS, classes)),
+        *("## Figures", "", *table(("", ""), figures)),
+        *("## Classes", "", *table(_CLASS_CAPTIONS, classes)),
         *(f"![confusion matrix]({picture})", ""),
     ]
     if report.wrong:
@@ -179,40 +176,20 @@ def _report_lines(report: ClassificationReport, picture: str) -> list[str]:
             what = "The row with the surest wrong decision about a label first."
         shown = f"{len(report.wrong):,} of {report.num_wrong:,}"
         lines += [f"## Wrong answers ({shown})", "", what, ""]
-        lines += _table(captions, [_wrong_line(row) for row in report.wrong])
+        lines += table(captions, [_wrong_line(row) for row in report.wrong])
     return lines
 
 
 def _wrong_line(row: WrongRow) -> list[str]:
-    texts = [_shortened(_one_line(text)) for text in row.texts]
+    texts = [shortened(one_line(text)) for text in row.texts]
     return [
-        _escape(str(row.where)),
-        _escape(_listed(row.true)),
-        _escape(_listed(row.predicted)),
+        escape(str(row.where)),
+        escape(_listed(row.true)),
+        escape(_listed(row.predicted)),
         f"{row.probability:.4f}",
-        " <br> ".join(map(_escape, texts)),
+        " <br> ".join(map(escape, texts)),
     ]
 
 
-def _table(captions: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    rows = [captions, ["---"] * len(captions), *lines]
-    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def _escape(text: str) -> str:
-    """Make text mean itself in a Markdown table: no column, link, picture, formula or HTML."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(_one_line(text), quote=False))
-
-
-def _one_line(text: str) -> str:
-    return readable(" ".join(text.split())).replace("\n", "")
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= _MAX_TEXT_CHARACTERS:
-        return text
-    return f"{text[: _MAX_TEXT_CHARACTERS - 1]}…"
-
-
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(_one_line, names)) or "no label"
+    return ", ".join(map(one_line, names)) or "no label"
