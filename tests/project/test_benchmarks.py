@@ -1,5 +1,6 @@
 """Each benchmark runs as its help says, and what it compares computes the same."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -26,7 +27,8 @@ def layer_bytes(weights: str, num_bytes: int) -> int:
 
 def test_every_benchmark_is_run_here() -> None:
     found = {path.name for path in BENCHMARKS.glob("*.py")}
-    assert found == {"chatglm_int4.py", "classification.py"}
+    worlds = {"ppo_worlds.py", "ppo_exact_optimum.py", "ppo_vs_trl.py", "ppo_trl_side.py"}
+    assert found == {"chatglm_int4.py", "classification.py"} | worlds
 
 
 @pytest.mark.slow
@@ -63,6 +65,46 @@ def test_the_int4_benchmark_measures_every_variant_and_finds_them_alike(tmp_path
             expected = layer_bytes(weights, 4 if dtype == "float32" else 2)
             assert figure["layer_bytes"] == expected
         assert all(value > 0 for name, value in figure.items() if name != "error")
+
+
+@pytest.mark.slow
+def test_the_optimum_benchmark_prints_what_it_writes(tmp_path: Path) -> None:
+    script = [sys.executable, str(BENCHMARKS / "ppo_exact_optimum.py")]
+    options = ["--beta", "0.2", "--seed", "1", "--reward-token", "5", "--stop-bonus", "0"]
+    sizes = ["--minibatches", "2", "--episodes", "16", "--updates", "2", "--epochs", "3"]
+    file = tmp_path / "figures.json"
+    tables = subprocess.run(
+        [*script, *options, *sizes, "--json", str(file)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert tables.returncode == 0, tables.stderr
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["optimizer_steps"] == 2 * 3 * 2
+    assert record["task"]["reward_token"] == 5
+    assert record["j"] == pytest.approx(record["expected_reward"] - 0.2 * record["kl"])
+    room = record["best_j"] - record["reference_j"]
+    assert record["norm"] == pytest.approx((record["j"] - record["reference_j"]) / room)
+    for name in ("norm", "expected_reward", "kl", "j", "best_j"):
+        assert f"{record[name]:.4f}" in tables.stdout
+    printed = subprocess.run(
+        [*script, *options, *sizes, "--json"], capture_output=True, text=True, timeout=300
+    )
+    again = json.loads(printed.stdout)
+    assert {**again, "cpu_seconds_per_update": 0} == {**record, "cpu_seconds_per_update": 0}
+
+
+def test_the_comparison_with_trl_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    comparison = importlib.import_module("ppo_vs_trl")
+    for arguments in ([], ["--trl", str(tmp_path)], ["--install", str(BENCHMARKS / "env")]):
+        assert comparison.main(arguments) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("skipped: ")
+        assert "--install" in said or "choose another folder" in said
+    assert not list(tmp_path.iterdir())
+    assert not (BENCHMARKS / "env").exists()
 
 
 @pytest.mark.slow

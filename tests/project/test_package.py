@@ -19,7 +19,7 @@ import sft_kit
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
 YAMLS = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-NUM_RECIPES = 6
+NUM_RECIPES = 8
 
 
 def run_python(*arguments: str, folder: Path = REPOSITORY) -> str:

@@ -58,9 +58,10 @@ def check_images(folder: Path, names: set[str]) -> None:
 # --- every recipe --------------------------------------------------------------------------------
 
 
-def test_there_are_six_recipes_each_with_its_yaml():
+def test_there_are_eight_recipes_each_with_its_yaml():
     expected = {
         *("classify_bert_chinese_lora", "classify_gpt2_head", "pretrain_gpt2_clm"),
+        *("ppo_gpt2_lora", "reward_gpt2_lora"),
         *("sft_chatglm2_int4_lora", "sft_gpt2_loop", "sft_gpt2_lora"),
     }
     assert set(STEMS) == expected

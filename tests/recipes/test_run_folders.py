@@ -237,7 +237,31 @@ def test_other_rows_are_refused_on_resuming(
     assert problem.key == "data.fingerprint"
     assert hashlib.sha256(rows.read_bytes()).hexdigest()[:12] in problem.message
     assert record["data"]["fingerprint"][:12] in problem.message
+    assert problem.message.endswith("what data.path names has changed since the run began")
     assert snapshot(folder) == before
+
+
+def test_a_base_with_other_weights_is_told_in_words(tmp_path):
+    from sft_kit import CheckpointError
+    from sft_kit.artifacts.folder import RunFolder
+
+    run = RunFolder(tmp_path, None, {}, 0.0, earlier={"base": {"fingerprint": "a" * 64}})
+    with pytest.raises(CheckpointError) as caught:
+        run.begin(base={"fingerprint": "b" * 64})
+    (problem,) = caught.value.problems
+    assert problem.key == "base.fingerprint"
+    assert "found bbbbbbbbbbbb, but the run to resume had aaaaaaaaaaaa" in problem.message
+    assert "model.checkpoint has other weights" in problem.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path):
+    from sft_kit import CheckpointError
+    from sft_kit.artifacts.folder import RunFolder
+
+    run = RunFolder(tmp_path / ("x" * 300), None, {}, 0.0)
+    with pytest.raises(CheckpointError, match=r"train\.output_dir=.*File name too long; name an"):
+        run.begin()
 
 
 def test_another_number_of_processes_is_refused_on_resuming(
