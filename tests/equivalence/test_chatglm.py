@@ -74,6 +74,7 @@ def test_accumulated_micro_batches_equal_one_batch(packed_curve: Curve, packed: 
     assert_same_curve(packed_curve, train(packed | micro, stem=STEM))
 
 
+@pytest.mark.slow  # the same seam is held by the fine-tuning recipe in the default suite
 def test_two_processes_give_the_curve_and_the_adapter_of_one(
     packed_checkpoint: Path, rows: Path, tmp_path: Path
 ):

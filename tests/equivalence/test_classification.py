@@ -132,6 +132,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_with_the_same_bits(bases, 
     assert resumed == expected
 
 
+@pytest.mark.slow  # the same seam is held by the fine-tuning recipe in the default suite
 def test_two_processes_give_the_curve_and_the_adapter_of_one(bases, labelled, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     settings = settings_of(BERT, bases, labelled, one)
