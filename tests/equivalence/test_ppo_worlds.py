@@ -248,7 +248,8 @@ def test_adapters_on_one_base_reach_the_optimum_and_leave_the_base_alone(
     import torch
     from transformers import AutoModelForCausalLM
 
-    run = train(value="adapter", lora=True, minibatches=4)
+    # An adapter takes a larger step than a whole model; at 1e-3 one minibatch gets to 0.88.
+    run = train(value="adapter", lora=True, minibatches=1, learning_rate=2e-3)
     assert optimum.judge(run, 0.1).norm >= 0.90
     start = AutoModelForCausalLM.from_pretrained(worlds.checkpoint(worlds.SMALL))
     left = run.roles.policy.model.get_base_model().state_dict()
