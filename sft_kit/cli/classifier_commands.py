@@ -1,13 +1,13 @@
 """Commands about a classifier run: evaluate, classify."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from sft_kit.cli.rows_out import check_output, row_progress
 from sft_kit.config.merging import COMMAND_LINE
 from sft_kit.errors import ConfigError, Problem
 
@@ -123,12 +123,13 @@ def classify(
     from sft_kit.artifacts.classifier import load_classifier_run
     from sft_kit.cli.classifier_data import file_rows, given_rows
     from sft_kit.data.inspection import counted
-    from sft_kit.inference.prediction_files import prediction_rows
+    from sft_kit.inference.prediction_files import SUFFIXES, prediction_rows
 
     _check_task(text, file, output, overrides, as_json=as_json)
     texts, pairs = _checked(text, "--text"), _checked(text_pair, "--text-pair")
     if output is not None and file is not None:
-        _check_output(output, file, overwrite=overwrite)
+        failure = "the predictions can't be written"
+        check_output(output, file, "--file", SUFFIXES, failure, overwrite=overwrite)
     loaded = load_classifier_run(run, base)
     if file is None:
         asked = given_rows(loaded, texts, pairs)
@@ -155,7 +156,7 @@ def _predicted(
     from sft_kit.inference.classify import predict
 
     examples = _tokenized(loaded, asked)
-    with _progress(len(examples)) as on_rows:
+    with row_progress(len(examples), "texts", "the texts can't be classified") as on_rows:
         return predict(
             loaded.model,
             examples,
@@ -200,7 +201,7 @@ def _judge(
     from sft_kit.inference.classify import predict_logits
 
     examples = _tokenized(loaded, asked)
-    with _progress(len(examples)) as on_rows:
+    with row_progress(len(examples), "texts", "the texts can't be classified") as on_rows:
         logits = predict_logits(
             loaded.model,
             examples,
@@ -228,23 +229,6 @@ def _tokenized(loaded: "LoadedClassifier", asked: "AskedRows") -> "list[Labelled
 
 def _pad_token_id(loaded: "LoadedClassifier") -> int:
     return int(cast("int", loaded.tokenizer.pad_token_id))
-
-
-@contextmanager
-def _progress(num_rows: int) -> Iterator[Callable[[int], None]]:
-    """Show in a terminal how many texts are done; say what to do when memory runs out."""
-    import torch
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("texts", total=num_rows)
-            yield lambda count: bar.advance(task, count)
-    except torch.OutOfMemoryError as error:
-        problem = Problem(COMMAND_LINE, "--batch-size", "is more than memory holds", "lower it")
-        raise ConfigError("the texts can't be classified", [problem]) from error
 
 
 def _tell(notes: Sequence[str]) -> None:
@@ -280,30 +264,6 @@ def _check_task(
     ]
     if problems:
         raise ConfigError("these options can't be used", problems)
-
-
-def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
-    """Refuse to write over the texts, over an earlier file unasked, or in an unknown form.
-
-    Raises:
-        ConfigError: Why not.
-    """
-    from sft_kit.inference.prediction_files import SUFFIXES
-
-    source = Path(file).expanduser()
-    if output.suffix.lower() not in SUFFIXES:
-        found = f"found {str(output)!r}, accepts files ending in {' or '.join(SUFFIXES)}"
-        problem = Problem(COMMAND_LINE, "--output", found)
-    elif output.exists() and source.exists() and output.samefile(source):
-        problem = Problem(COMMAND_LINE, "--output", "found the file of --file", "name another")
-    elif output.exists() and (output.is_dir() or not overwrite):
-        todo = "name another" if output.is_dir() else "add --overwrite to replace it"
-        problem = Problem(COMMAND_LINE, "--output", f"{output} is there already", todo)
-    elif not output.parent.is_dir():
-        problem = Problem(COMMAND_LINE, "--output", f"there is no folder {output.parent}")
-    else:
-        return
-    raise ConfigError("the predictions can't be written", [problem])
 
 
 def _checked(texts: Sequence[str] | None, option: str) -> list[str]:

@@ -2,15 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sft_kit.config.merging import COMMAND_LINE
-from sft_kit.errors import ConfigError, DataError, Problem
+from sft_kit.cli.rows_out import check_output, row_progress
+from sft_kit.errors import DataError
 
 if TYPE_CHECKING:
     from sft_kit.artifacts.reward import LoadedReward
@@ -70,12 +69,13 @@ def score(
     from sft_kit.inference.score import score_rows
 
     if output is not None:
-        _check_output(output, data, overwrite=overwrite)
+        failure = "the scores can't be written"
+        check_output(output, data, "--data", (_SUFFIX,), failure, overwrite=overwrite)
     loaded = load_reward_run(run, base)
     asked = read_answers(loaded, data, data_format)
     for note in asked.notes:
         typer.echo(f"note: {note}", err=True)
-    with _progress(len(asked.answers)) as on_rows:
+    with row_progress(len(asked.answers), "answers", "the answers can't be scored") as on_rows:
         scores = score_rows(
             loaded.model,
             [answer.input_ids for answer in asked.answers],
@@ -124,28 +124,6 @@ def _print(lines: Sequence[dict[str, object]]) -> None:
         typer.echo(f"{line['score']:.4f}\t{readable(text)}")
 
 
-def _check_output(output: Path, data: str, *, overwrite: bool) -> None:
-    """Refuse to write over the answers, over an earlier file unasked, or in an unknown form.
-
-    Raises:
-        ConfigError: Why not.
-    """
-    source = Path(data).expanduser()
-    if output.suffix.lower() != _SUFFIX:
-        found = f"found {str(output)!r}, accepts files ending in {_SUFFIX}"
-        problem = Problem(COMMAND_LINE, "--output", found)
-    elif output.exists() and source.exists() and output.samefile(source):
-        problem = Problem(COMMAND_LINE, "--output", "found the file of --data", "name another")
-    elif output.exists() and (output.is_dir() or not overwrite):
-        todo = "name another" if output.is_dir() else "add --overwrite to replace it"
-        problem = Problem(COMMAND_LINE, "--output", f"{output} is there already", todo)
-    elif not output.parent.is_dir():
-        problem = Problem(COMMAND_LINE, "--output", f"there is no folder {output.parent}")
-    else:
-        return
-    raise ConfigError("the scores can't be written", [problem])
-
-
 def _write(path: Path, lines: Sequence[dict[str, object]]) -> None:
     """Write the file whole or not at all."""
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
@@ -156,23 +134,6 @@ def _write(path: Path, lines: Sequence[dict[str, object]]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise DataError(f"{path} can't be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def _progress(num_rows: int) -> Iterator[Callable[[int], None]]:
-    """Show in a terminal how many answers are done; say what to do when memory runs out."""
-    import torch
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("answers", total=num_rows)
-            yield lambda count: bar.advance(task, count)
-    except torch.OutOfMemoryError as error:
-        problem = Problem(COMMAND_LINE, "--batch-size", "is more than memory holds", "lower it")
-        raise ConfigError("the answers can't be scored", [problem]) from error
 
 
 COMMANDS = (score,)
