@@ -71,7 +71,21 @@ def held_out_metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
         return {}
     with isolated_randomness():
         metrics = trainer.evaluate(metric_key_prefix=prefix)
+    _forget_evaluation(trainer)
     return of_the_model(metrics)
+
+
+def _forget_evaluation(trainer: Trainer) -> None:
+    """Have training prepare a model that was evaluated before the first step.
+
+    accelerate 1.15 marks what it prepares for an evaluation as prepared for good: it would not be
+    wrapped for several processes, and each would train on its own rows alone.
+    """
+    accelerator, model = trainer.accelerator, trainer.model
+    if trainer.optimizer is None and model is not None and model in accelerator._models:
+        accelerator._models.remove(model)
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        model._is_accelerate_prepared = False  # type: ignore[assignment]
 
 
 def of_the_model(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -272,7 +272,12 @@ def test_two_processes_give_the_curve_and_the_adapter_of_one(eight_steps, tmp_pa
     settings, one = eight_steps
     two = tmp_path / "two"
     words = [*LAUNCHERS[launcher], str(free_port())]
-    done = launch(words, settings | micro_batches(4, 1) | {"train.output_dir": two})
+    changes = micro_batches(4, 1) | {"train.output_dir": two}
+    if launcher == "torchrun":  # held-out rows are evaluated before training begins
+        held_out = tmp_path / "held_out.jsonl"
+        held_out.write_text('{"instruction": "Held out?", "output": "Yes."}\n' * 4)
+        changes["data.eval_path"] = held_out
+    done = launch(words, settings | changes)
     assert done.returncode == 0, done.stderr
     assert "4 examples x 2 processes x 1 accumulation = 8" in done.stdout + done.stderr
     assert_same_run(two, one)
