@@ -30,7 +30,6 @@ from sft_kit.config.validation import CheckedSection, with_new_names
 from sft_kit.config.view import View
 from sft_kit.config.yaml_text import Node, display
 from sft_kit.errors import ConfigError, Problem
-from sft_kit.settings import ModelSettings, ScratchModelSettings
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -70,16 +69,6 @@ class Resolved:
             problem = Problem(display(self.recipe), name, "found null, accepts a section")
             raise ConfigError(f"{display(self.recipe)}: can't be used", [problem])
         return cls(**values)
-
-    def own_model(self) -> ModelSettings | ScratchModelSettings:
-        """Build the section `model`: a checkpoint to load, or a new model with random weights.
-
-        Raises:
-            ConfigError: The section is null or absent.
-        """
-        if "checkpoint" in (self.sections.get("model") or {}):
-            return self.own("model", ModelSettings)
-        return self.own("model", ScratchModelSettings)
 
     def given(self, name: str) -> dict[str, object]:
         """The values of a section that the YAML or the command line says."""
@@ -267,7 +256,7 @@ def _hub_cache() -> Path:
 def _resolve(recipe: Path, reading: Reading, checked: Mapping[str, CheckedSection]) -> Resolved:
     sections: dict[str, dict[str, object] | None] = {}
     origins: dict[str, str] = {}
-    notes: list[str] = []
+    notes = list(reading.notes)
     for name, one in checked.items():
         notes += one.notes
         node = reading.merged.get(name)

@@ -13,6 +13,9 @@ from sft_kit.config.yaml_text import Node, display, read_value, read_yaml
 from sft_kit.errors import ConfigError, Problem
 
 COMMAND_LINE = "command line"
+_CHECKPOINT = "checkpoint"
+_NEW_MODEL = ("tokenizer", "architecture", "config")
+_NULL = ("", "null", "Null", "NULL", "~")
 
 
 @dataclass
@@ -24,12 +27,14 @@ class Reading:
         merged: What each section says so far.
         problems: Found so far.
         meant: Sections that a misspelt one probably stands for; not reported as missing.
+        notes: What was understood, one sentence each.
     """
 
     sections: Mapping[str, Section]
     merged: dict[str, Node] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     meant: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
 
 def merge_file(reading: Reading, path: Path) -> None:
@@ -46,6 +51,8 @@ def merge_file(reading: Reading, path: Path) -> None:
     assert isinstance(document.root.value, dict)
     for name, node in document.root.value.items():
         if name in reading.sections:
+            if isinstance(node.value, dict):
+                _make_way(reading, name, node.value, display(path))
             reading.merged[name] = _merge(reading.merged.get(name), node)
         else:
             problem = unknown_section(name, node, reading.sections)
@@ -59,8 +66,47 @@ def _merge(below: Node | None, above: Node) -> Node:
     return replace(above, value={**below.value, **above.value})
 
 
+def _make_way(reading: Reading, name: str, given: Mapping[str, Node | None], by: str) -> None:
+    """Drop a new model that was described below where a checkpoint is named above, and vice versa.
+
+    A section that knows both takes one of them; whoever names the other means it instead, with none
+    of the fields that were written for the first.
+
+    Args:
+        reading: What was read so far.
+        name: Section.
+        given: Keys that are said now; None for a value that is not read yet.
+        by: Who says them.
+    """
+    below = reading.merged.get(name)
+    both = set(_NEW_MODEL) | {_CHECKPOINT} <= set(reading.sections[name].settings)
+    if below is None or not isinstance(below.value, dict) or not both:
+        return
+    named = {key for key, node in given.items() if node is None or node.value is not None}
+    checkpoint = below.value.get(_CHECKPOINT)
+    if _CHECKPOINT in named:
+        taken, dropped = _CHECKPOINT, list(_NEW_MODEL)
+    elif "tokenizer" in named and checkpoint is not None and checkpoint.value is not None:
+        taken, dropped = "tokenizer", [_CHECKPOINT, "config"]
+    else:
+        return
+    kept = {key: node for key, node in below.value.items() if key not in dropped}
+    gone = ", ".join(key for key in dropped if key in below.value)
+    if gone:
+        reading.merged[name] = replace(below, value=kept)
+        reading.notes.append(f"{name}.{taken} ({by}) takes the place of {gone} in {below.where}")
+
+
 def merge_overrides(reading: Reading, overrides: Sequence[str]) -> None:
     """Merge `section.key=value` words over all files; what is wrong joins the problems."""
+    for name in reading.sections:
+        words = (word.partition("=") for word in overrides)
+        given = {
+            dotted.strip().removeprefix(f"{name}."): None
+            for dotted, _, written in words
+            if dotted.strip().startswith(f"{name}.") and written.strip() not in _NULL
+        }
+        _make_way(reading, name, given, COMMAND_LINE)
     seen: set[str] = set()
     for override in overrides:
         dotted, equals, written = override.partition("=")

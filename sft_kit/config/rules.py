@@ -15,6 +15,7 @@ from sft_kit.config.checkpoint_header import local_folder, module_names, stored_
 from sft_kit.config.label_rules import LABEL_RULES
 from sft_kit.config.rl_rules import RL_RULES
 from sft_kit.config.suggestions import did_you_mean, nearest
+from sft_kit.config.text_rules import TEXT_RULES
 from sft_kit.config.view import Rule, View
 from sft_kit.errors import Problem
 
@@ -187,6 +188,8 @@ def _is_checkpoint(folder: str) -> bool:
 
 def _checkpoint_exists(key: str) -> Rule:
     def rule(view: View) -> Iterator[Problem]:
+        if view.get(key) is None:  # a new model has no checkpoint, a checkpoint its own tokenizer
+            return
         name = str(view.get(key))
         if os.path.isdir(name):
             if not _is_checkpoint(name):
@@ -234,6 +237,8 @@ def _target_modules(view: View) -> Iterator[Problem]:
 
 
 def _checkpoint_folder(view: View) -> Path | None:
+    if view.get("model.checkpoint") is None:
+        return None
     revision = view.get("model.revision")
     return local_folder(
         str(view.get("model.checkpoint")),
@@ -322,6 +327,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
         ),
         **LABEL_RULES,
         **RL_RULES,
+        **TEXT_RULES,
     }
 )
 """Rule by the keys it looks at; skipped where one of them is faulty or the recipe lacks it."""

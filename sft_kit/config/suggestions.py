@@ -23,6 +23,12 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return sorted(ties, key=lambda other: (-_likeness(folded, other), other))[:MAX_NAMES]
 
 
+def most_alike(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that share most with `name`, best first, however far they are."""
+    folded = name.lower().replace("-", "_").strip()
+    return sorted(known, key=lambda other: (-_likeness(folded, other), other))[:MAX_NAMES]
+
+
 def quoted_choice(names: Iterable[str]) -> str:
     """`'a'`, `'a' or 'b'`, `'a', 'b' or 'c'`."""
     *first, last = [f"'{name}'" for name in names]

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin
 
 from sft_kit.config.schema import Section, Setting, describe
-from sft_kit.config.suggestions import did_you_mean, nearest
+from sft_kit.config.suggestions import did_you_mean, most_alike, nearest
 from sft_kit.config.tables import ALIASES, OLD_NAMES, REFUSED, RENAMED
 from sft_kit.config.yaml_text import Node, scalar
 from sft_kit.errors import Problem
 
 _MAX_SHOWN = 60
+_MAX_LISTED = 8
 _WORDS: Mapping[str, str] = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -118,9 +119,7 @@ def _unknown_key(
     where, dotted = node.where, f"{section.name}.{key}"
     if refusal := REFUSED.get(f"{section.class_name}.{key}"):
         return Problem(where, dotted, f"can't be set here: {refusal.reason}", refusal.todo), []
-    unknown = (
-        f"found an unknown key, accepts the {len(section.settings)} keys of {section.class_name}"
-    )
+    unknown = f"found an unknown key, accepts {_accepted_keys(key, section)}"
     if owners := _owners(key, sections):
         return Problem(where, dotted, unknown, did_you_mean(owners)), []
     if hint := _old_name(key, sections):
@@ -128,6 +127,15 @@ def _unknown_key(
     close = nearest(key, section.settings)
     todo = did_you_mean(close or _nearest_elsewhere(key, sections))
     return Problem(where, dotted, unknown, todo), close
+
+
+def _accepted_keys(key: str, section: Section) -> str:
+    """All keys of a section where they are few, else how many, and those most like `key`."""
+    names = list(section.settings)
+    if len(names) <= _MAX_LISTED:
+        return ", ".join(names) or "none"
+    some = ", ".join(most_alike(key, names))
+    return f"the {len(names)} keys of {section.class_name}, such as {some}"
 
 
 def _owners(key: str, sections: Mapping[str, Section]) -> list[str]:

@@ -15,18 +15,38 @@ from sft_kit.settings.model import (
     ScratchModelSettings,
     StoredDtype,
 )
+from sft_kit.settings.pairs import CountBy, PairDataSettings, WritingSettings
 from sft_kit.settings.ppo import PpoSettings, PromptDataSettings, PtxSettings, ScoreSettings
 from sft_kit.settings.preference import PreferenceDataSettings, RewardSettings
+from sft_kit.settings.pretraining import (
+    CausalSettings,
+    DenoiseSettings,
+    MaskedObjective,
+    MaskedSettings,
+    PrefixSettings,
+    PretrainModelSettings,
+    SpanSettings,
+    TextDataSettings,
+    TextUnit,
+)
 
 __all__ = [
+    "CausalSettings",
     "ClassifySettings",
     "Column",
+    "CountBy",
     "DataSettings",
+    "DenoiseSettings",
     "Dtype",
     "LabelledDataSettings",
+    "MaskedObjective",
+    "MaskedSettings",
     "ModelSettings",
+    "PairDataSettings",
     "PpoSettings",
     "PreferenceDataSettings",
+    "PrefixSettings",
+    "PretrainModelSettings",
     "PromptDataSettings",
     "PtxSettings",
     "Quantization",
@@ -34,6 +54,10 @@ __all__ = [
     "SampleSettings",
     "ScoreSettings",
     "ScratchModelSettings",
+    "SpanSettings",
     "StoredDtype",
     "TemplateName",
+    "TextDataSettings",
+    "TextUnit",
+    "WritingSettings",
 ]

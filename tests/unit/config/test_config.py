@@ -15,7 +15,7 @@ from sft_kit.config import find_recipe, load_config, read_config
 from sft_kit.config.checkpoint_header import module_names
 from sft_kit.config.yaml_text import read_yaml, scalar
 from sft_kit.errors import ConfigError, Problem
-from sft_kit.settings import DataSettings
+from sft_kit.settings import DataSettings, SampleSettings
 
 RECIPE = """\
 from dataclasses import dataclass, field
@@ -188,6 +188,17 @@ def test_unknown_key_is_reported_with_line_and_suggestion(recipe):
     (problem,) = _problems(recipe, text=YAML.replace("learning_rate", "learning_rat"))
     assert problem.startswith("sft_gpt2_lora.yaml:11: train.learning_rat: found an unknown key")
     assert problem.endswith("(did you mean 'learning_rate'?)")
+
+
+def test_an_unknown_key_of_a_small_section_is_told_all_keys_and_of_a_large_one_the_nearest(recipe):
+    (small,) = _problems(recipe, "sample.zzz=1")
+    names = list(SampleSettings.__dataclass_fields__)
+    assert len(names) <= 8
+    assert f"found an unknown key, accepts {', '.join(names)}" in small
+    (large,) = _problems(recipe, "data.max_len_tokens=1")
+    count = len(DataSettings.__dataclass_fields__)
+    assert count > 8
+    assert f"accepts the {count} keys of DataSettings, such as max_length, " in large
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+"""Whether a place that a user names can be written, tried before anything costs time."""
+
+import tempfile
+from pathlib import Path
+
+
+def why_not_writable(folder: Path) -> str:
+    """Make a hidden folder in a folder, or in the nearest one above it that exists, and remove it.
+
+    Rights alone don't tell: root has all of them, also where nothing can be made.
+
+    Returns:
+        The place and the system's reason; nothing where it can be written.
+    """
+    place = folder
+    try:
+        place = next(one for one in (folder, *folder.resolve().parents) if one.exists())
+        with tempfile.TemporaryDirectory(prefix=".", dir=place):
+            return ""
+    except OSError as error:
+        return f"{place} does not allow it: {error.strerror or error}"
