@@ -56,6 +56,8 @@ class Layout:
         delimiter: Tables: what stands between the fields; None is what the suffix promises, or
             what the first line shows instead.
         separator: .txt files: lines are cut at the last of these into two fields; None is no cut.
+        read_text: .txt files: makes rows of the path, the name the user knows it by and the
+            encoding.
     """
 
     encoding: str = UTF8
@@ -63,6 +65,7 @@ class Layout:
     has_quotes: bool = True
     delimiter: str | None = None
     separator: str | None = None
+    read_text: Callable[[Path, str, str], Iterator[RawRow | Problem]] = read_text_file
 
 
 LayoutOf = Callable[[Path, str], Layout]
@@ -91,6 +94,8 @@ def open_source(
     split: str = "train",
     revision: str | None = None,
     layout: Layout | LayoutOf = Layout(),
+    *,
+    streaming: bool = False,
 ) -> Source:
     """Open a file, a folder of files or a data set on the Hub; rows are read as they are asked for.
 
@@ -99,6 +104,7 @@ def open_source(
         split: Split of a data set on the Hub.
         revision: Branch, tag or commit of a data set on the Hub.
         layout: How bytes become rows: of all files, or a function that says it of each.
+        streaming: Read a data set on the Hub as it is downloaded; files are always read so.
 
     Raises:
         DataError: Nothing is there, or it can't be read. Also raised while rows are asked for.
@@ -115,7 +121,7 @@ def open_source(
     if place.exists():
         return Source(_read_file(place, path, layout), _fingerprint(place))
     if _is_hub_id(path):
-        return _open_hub(path, split, revision)
+        return _stream_hub(path, split, revision) if streaming else _open_hub(path, split, revision)
     raise DataError(f"{path}: found no file or folder of this name (check the path)")
 
 
@@ -197,7 +203,7 @@ def _reader(path: Path, name: str, layout: Layout) -> Iterator[RawRow | Problem]
         table = replace(table, delimiter=delimiter, has_quotes=layout.has_quotes)
         return read_table(table, layout.has_header)
     if kind == "text":
-        rows = read_text_file(path, name, encoding)
+        rows = layout.read_text(path, name, encoding)
         return cut_lines(rows, layout.separator, layout.has_header) if layout.separator else rows
     found = "is not Parquet inside" if suffix == ".parquet" else f"has the suffix {suffix!r}"
     raise DataError(
@@ -259,6 +265,13 @@ def _open_hub(name: str, split: str, revision: str | None) -> Source:
     return Source(rows, fingerprint, _class_names(dataset))
 
 
+def _stream_hub(name: str, split: str, revision: str | None) -> Source:
+    dataset = _load_from_hub(name, split, revision, streaming=True)
+    # A stream has no fingerprint of its own, and no class ids before its rows are read.
+    rows = (_hub_row(fields, Where(name, number)) for number, fields in enumerate(dataset, start=1))
+    return Source(rows, f"{name}/{split}@{revision or 'main'}")
+
+
 def _class_names(dataset: "Dataset") -> dict[str, tuple[str, ...]]:
     """Name the classes of the columns that hold class ids, or lists of them."""
     named = {}
@@ -269,11 +282,11 @@ def _class_names(dataset: "Dataset") -> dict[str, tuple[str, ...]]:
     return named
 
 
-def _load_from_hub(name: str, split: str, revision: str | None) -> "Dataset":
+def _load_from_hub(name: str, split: str, revision: str | None, **options: bool) -> "Dataset":
     import datasets
 
     try:
-        return datasets.load_dataset(name, split=split, revision=revision)
+        return datasets.load_dataset(name, split=split, revision=revision, **options)
     # Whatever goes wrong up there (network, access, names, damaged files) has one reader: the user.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -168,15 +168,24 @@ def _split(rows: list[Conversation], settings: DataSettings, report: ReadReport)
     sizes: dict[bytes, int] = {}
     for key in hashes:
         sizes[key] = sizes.get(key, 0) + 1
-    held_out = _held_out_groups(sizes, settings.eval_fraction, settings.split_seed)
+    held_out = held_out_groups(sizes, settings.eval_fraction, settings.split_seed)
     train = [row for row, key in zip(rows, hashes, strict=True) if key not in held_out]
     evaluation = [row for row, key in zip(rows, hashes, strict=True) if key in held_out]
     report.num_duplicates = len(train) - (len(sizes) - len(held_out))
     return Splits(train, evaluation, report)
 
 
-def _held_out_groups(sizes: dict[bytes, int], fraction: float, seed: int) -> set[bytes]:
-    """Draw groups of equal rows until the fraction is reached; never none of two, never all."""
+def held_out_groups(sizes: dict[bytes, int], fraction: float, seed: int) -> set[bytes]:
+    """Draw groups of equal rows until the fraction is reached; never none of two, never all.
+
+    Args:
+        sizes: Hash -> number of rows that have it, in the order of the file.
+        fraction: Share of the rows to hold out.
+        seed: Seed of the draw.
+
+    Returns:
+        Hashes whose rows are held out.
+    """
     if fraction == 0 or len(sizes) < 2:
         return set()
     groups: Sequence[bytes] = random.Random(seed).sample(list(sizes), k=len(sizes))

@@ -25,7 +25,7 @@ def report(blank_tokenizer, tmp_path):
         tokenizer.chat_template = source
         tokenizer.save_pretrained(tmp_path / "tokenizer")
         sections = {
-            "model": {"tokenizer": str(tmp_path / "tokenizer")},
+            "model": {"checkpoint": str(tmp_path / "tokenizer")},
             "data": {"path": str(tmp_path / "rows.jsonl"), "eval_fraction": 0.0, **data},
         }
         resolved = Resolved(tmp_path / "recipe.py", sections, {})

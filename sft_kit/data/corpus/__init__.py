@@ -1,0 +1,1 @@
+"""Plain texts on their way to a model that is pretrained."""

@@ -1,0 +1,1 @@
+"""What pretraining hides or changes: pure functions of a row's tokens and a seed."""
