@@ -30,6 +30,7 @@ from sft_kit.config.suggestions import did_you_mean, nearest
 from sft_kit.errors import CheckpointError, ConfigError, Problem, SftKitError
 from sft_kit.models.damage import explain_damage, one_line
 from sft_kit.models.network import hub_is_reachable
+from sft_kit.models.overrides import cant_build, refuse_other_fields, refuse_other_shapes
 from sft_kit.models.quantization import freeze, guard_cpu_packing
 from sft_kit.models.weight_files import find_weight_files
 from sft_kit.settings import ModelSettings, ScratchModelSettings
@@ -39,9 +40,21 @@ if TYPE_CHECKING:
 
 EMBEDDED_CHECKPOINTS = {
     "chatglm": "data/checkpoints/tiny-chatglm2-int4",
+    "gpt2": "data/checkpoints/tiny-gpt2",  # distilgpt2 is distilbert's
+    "bert": "data/checkpoints/tiny-bert-chinese",
+    "t5": "data/checkpoints/tiny-t5",
+    "bart": "data/checkpoints/tiny-t5",
     "": "data/checkpoints/tiny-gpt2",
 }
 """The checkpoints that come with the project and need no network, by what a name contains."""
+
+_TRAIN_TOKENIZER = "train one with `sft-kit tokenizer train TEXTS --family FAMILY --output FOLDER`"
+
+POSITIONS_AFTER_PADDING = frozenset({
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
+    "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+"""Architectures that count positions from the padding token's id + 1, as fairseq does."""
 
 
 def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrainedTokenizerBase:
@@ -54,7 +67,11 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
         CheckpointError: No tokenizer there, or the Hub can't be reached.
         ConfigError: `model.config` names a field that the architecture does not have.
     """
-    name = settings.tokenizer if isinstance(settings, ScratchModelSettings) else settings.checkpoint
+    name, key = (
+        (settings.tokenizer, "model.tokenizer")
+        if isinstance(settings, ScratchModelSettings)
+        else (settings.checkpoint, "model.checkpoint")
+    )
     revision = settings.revision if isinstance(settings, ModelSettings) else None
     config = None
     if isinstance(settings, ModelSettings) and _has_config(name):
@@ -62,13 +79,17 @@ def load_tokenizer(settings: ModelSettings | ScratchModelSettings) -> PreTrained
     tokenizer = cast(
         "PreTrainedTokenizerBase",
         _from_pretrained(
-            AutoTokenizer.from_pretrained, name, revision=revision, **_tokenizer_options(config)
+            AutoTokenizer.from_pretrained,
+            name,
+            key,
+            revision=revision,
+            **_tokenizer_options(config),
         ),
     )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # transformers builds an empty tokenizer of the config's architecture when it finds no file.
         todo = "copy tokenizer.json and tokenizer_config.json to it"
-        problem = Problem(name, "model.checkpoint", "it has no tokenizer", todo)
+        problem = Problem(name, key, "it has no tokenizer", todo)
         raise CheckpointError(f"{name} can't be loaded", [problem])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -99,6 +120,7 @@ def load_config_of(settings: ModelSettings) -> PreTrainedConfig:
         _from_pretrained(
             AutoConfig.from_pretrained,
             settings.checkpoint,
+            "model.checkpoint",
             revision=settings.revision,
             return_unused_kwargs=True,
             **settings.config,
@@ -116,9 +138,31 @@ def load_config_of(settings: ModelSettings) -> PreTrainedConfig:
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Tokens the model can attend to; None where the architecture sets no bound."""
+    """Tokens the model can attend to; None where the architecture sets no bound.
+
+    Raises:
+        ConfigError: The id of the padding token leaves no position for a token.
+    """
     length = getattr(config, "max_position_embeddings", None)
-    return int(length) if length else None
+    if not length:
+        return None
+    skipped = _skipped_positions(config)
+    if skipped < length:
+        return int(length) - skipped
+    key = "model.config.max_position_embeddings"
+    found = f"found {length}, and {config.model_type} skips {skipped}: the padding token's id and 1"
+    raise ConfigError("the model has no positions", [Problem("", key, found, "raise it")])
+
+
+def _skipped_positions(config: PreTrainedConfig) -> int:
+    if config.model_type not in POSITIONS_AFTER_PADDING:
+        return 0
+    if config.model_type == "mpnet":  # it has fairseq's id, whatever the config says
+        return 2
+    if getattr(config, "position_embedding_type", "absolute") != "absolute":  # ESM's rotary ones
+        return 0
+    padding = getattr(config, "pad_token_id", None)
+    return 0 if padding is None else int(padding) + 1
 
 
 def load_causal_lm(
@@ -140,6 +184,7 @@ def load_causal_lm(
         ConfigError: `model.config` or `model.quantization` does not fit the checkpoint.
     """
     config = load_config_of(settings)
+    refuse_other_shapes(settings, load_config_of)
     model, report = load_checkpoint(
         AutoModelForCausalLM.from_pretrained, settings, config, device=device
     )
@@ -195,6 +240,7 @@ def load_checkpoint(
         _from_pretrained(
             load,
             files.source,
+            "model.checkpoint",
             revision=settings.revision,
             config=config,
             dtype=dtype,
@@ -213,22 +259,6 @@ def load_checkpoint(
     return model, report
 
 
-def new_causal_lm(
-    settings: ScratchModelSettings, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
-    """Make a model with random weights that fits a tokenizer.
-
-    Raises:
-        CheckpointError: The architecture is unknown or its config refuses a field.
-    """
-    config = new_config(settings, tokenizer)
-    try:
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        raise _cant_build(settings, error) from error
-    return cast("PreTrainedModel", model)
-
-
 def new_config(
     settings: ScratchModelSettings, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedConfig:
@@ -236,7 +266,10 @@ def new_config(
 
     Raises:
         CheckpointError: The architecture is unknown or its config refuses a field.
+        ConfigError: `model.config` names a field that the architecture does not have, or tokens
+            that the tokenizer does not have.
     """
+    refuse_other_fields(settings, len(tokenizer))
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -246,15 +279,8 @@ def new_config(
     try:
         config = AutoConfig.for_model(settings.architecture, **(ids | settings.config))
     except Exception as error:  # a config field can be wrong in as many ways as there are fields
-        raise _cant_build(settings, error) from error
+        raise cant_build(settings, error) from error
     return config
-
-
-def _cant_build(settings: ScratchModelSettings, error: Exception) -> CheckpointError:
-    place = f"model.architecture={settings.architecture}"
-    found = str(error) if isinstance(error, ValueError) else one_line(error)
-    problem = Problem("", place, found, "see the architecture's config in transformers")
-    return CheckpointError("the model can't be built", [problem])
 
 
 def _quantization_config(
@@ -281,15 +307,20 @@ def _quantized_twice(settings: ModelSettings) -> ConfigError:
 
 
 def _from_pretrained(
-    load: "Callable[..., object]", name: str, *, revision: str | None, **options: object
+    load: "Callable[..., object]",
+    name: str,
+    key: str,
+    *,
+    revision: str | None,
+    **options: object,
 ) -> object:
     if Path(name).is_file():
-        problem = Problem("", "model.checkpoint", f"found {name!r}, a file", "name its folder")
+        problem = Problem("", key, f"found {name!r}, a file", "name its folder")
         raise CheckpointError(f"{name} can't be loaded", [problem])
     had_progress_bar = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        with explained(name):
+        with explained(name, key):
             return load(
                 name,
                 revision=revision,
@@ -303,8 +334,12 @@ def _from_pretrained(
 
 
 @contextmanager
-def explained(name: str) -> "Iterator[None]":
+def explained(name: str, key: str = "model.checkpoint") -> "Iterator[None]":
     """Turn what goes wrong while a checkpoint is read into one message that says what to do.
+
+    Args:
+        name: Hub id or folder.
+        key: The setting that names it.
 
     Raises:
         CheckpointError: Anything went wrong but memory and what is a message already.
@@ -316,12 +351,11 @@ def explained(name: str) -> "Iterator[None]":
     except Exception as error:
         # A damaged file ends in whatever its reader raises: SafetensorError, KeyError, a bare
         # Exception of the tokenizers library.
-        raise CheckpointError(*_explain(name, error)) from error
+        raise CheckpointError(*_explain(name, key, error)) from error
 
 
-def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
+def _explain(name: str, key: str, error: Exception) -> tuple[str, list[Problem]]:
     """Say which of the four things that go wrong it was, and what to do."""
-    key = "model.checkpoint"
     text = str(error)
     if "trust_remote_code" in text:
         todo = "choose a checkpoint whose architecture transformers knows"
@@ -330,21 +364,30 @@ def _explain(name: str, error: Exception) -> tuple[str, list[Problem]]:
         ]
     if Path(name).is_dir():
         found, todo = explain_damage(Path(name), error)
+        if key == "model.tokenizer":
+            needs = "it needs tokenizer.json and tokenizer_config.json, whole"
+            todo = f"{needs}: copy them again, or {_TRAIN_TOKENIZER}"
         return f"the folder {name} can't be loaded", [Problem(name, key, found, todo)]
     if "safetensors" in text:
         todo = "choose a revision with model.safetensors, or convert the weights"
         return f"{name} can't be loaded", [
             Problem("", key, "it has no safetensors weights; pickles are never read", todo)
         ]
-    embedded = next(path for part, path in EMBEDDED_CHECKPOINTS.items() if part in name.lower())
-    todo = (
-        f"to run without network, add model.checkpoint={embedded} to the command; for "
-        "a private model run `hf auth login`; for a folder of your own, check the path"
-    )
     reason = _root_cause(error) if hub_is_reachable() else "the Hub can't be reached from here"
     return f"{name} is not on this machine, and the Hub did not give it", [
-        Problem("", key, f"found {name!r}: {reason}", todo)
+        Problem("", key, f"found {name!r}: {reason}", _way_on(name, key))
     ]
+
+
+def _way_on(name: str, key: str) -> str:
+    last = "for a folder of your own, check the path"
+    if key == "model.tokenizer":
+        return f"{_TRAIN_TOKENIZER}; for a private one run `hf auth login`; {last}"
+    embedded = next(path for part, path in EMBEDDED_CHECKPOINTS.items() if part in name.lower())
+    return (
+        f"to run without network, add model.checkpoint={embedded} to the command; for "
+        f"a private model run `hf auth login`; {last}"
+    )
 
 
 def _root_cause(error: BaseException) -> str:

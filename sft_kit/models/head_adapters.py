@@ -7,6 +7,7 @@ looks for them while the adapter is attached, and on loading goes on where one i
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from peft import LoraConfig
@@ -17,8 +18,19 @@ from transformers import PreTrainedModel
 from sft_kit.errors import CheckpointError, ConfigError, Problem
 from sft_kit.models.head_origin import count_labels
 from sft_kit.models.heads import head_modules, head_of, is_classifier, label_names_of
+from sft_kit.models.kinds import Kind, kind_of
 
 _CLASSIFICATION = "SEQ_CLS"
+_TASKS: Mapping[Kind, tuple[str, str | None]] = MappingProxyType(
+    {
+        "causal": ("a language model", "CAUSAL_LM"),
+        "masked": ("an encoder", None),
+        "pairs": ("an encoder", None),
+        "seq2seq": ("an encoder with a decoder", "SEQ_2_SEQ_LM"),
+    }
+)
+"""What a model is called, and PEFT's name for its task; it has none for encoders."""
+
 _PREFIX = "base_model.model."
 
 
@@ -26,15 +38,16 @@ def check_task(model: PreTrainedModel, config: LoraConfig) -> None:
     """Stop an adapter whose task is not the model's: PEFT would wrap it in the wrong class.
 
     Raises:
-        ConfigError: SEQ_CLS for a language model, or another task for a classifier.
+        ConfigError: The task of another kind of model.
     """
     found = _task_name(config.task_type)
-    if found is None or is_classifier(model) == (found == _CLASSIFICATION):
-        return
-    kind, accepted = "a language model", "CAUSAL_LM"
+    what, accepted = _TASKS[kind_of(model)]
     if is_classifier(model):
-        kind, accepted = "a classifier", _CLASSIFICATION
-    message = f"found {found}, and the model is {kind}; accepts {accepted} or null"
+        what, accepted = "a classifier", _CLASSIFICATION
+    if found is None or found == accepted:
+        return
+    choices = "null" if accepted is None else f"{accepted} or null"
+    message = f"found {found}, and the model is {what}; accepts {choices}"
     problem = Problem("adapter", "task_type", message)
     raise ConfigError("the adapter does not fit the model", [problem])
 

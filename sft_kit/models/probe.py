@@ -6,6 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from sft_kit.models.kinds import kind_of
+
 _PROBE_TOKENS = 32
 
 
@@ -17,6 +19,9 @@ def probe_logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:
     # accelerate puts an autocasting `forward` on the instance that was trained; the class's own one
     # gives what the weights give.
     forward = cast("Any", type(model)).forward
+    kind = kind_of(model)
+    inputs = {"decoder_input_ids": ids} if kind == "seq2seq" else {}
     with torch.no_grad():
-        logits = forward(model, input_ids=ids).logits
+        output = forward(model, input_ids=ids, **inputs)
+    logits = output.prediction_logits if kind == "pairs" else output.logits
     return cast("torch.Tensor", logits)[0].float().cpu()

@@ -9,7 +9,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from sft_kit.errors import CheckpointError, ConfigError
 from sft_kit.models.base import (
@@ -17,10 +23,11 @@ from sft_kit.models.base import (
     load_causal_lm,
     load_config_of,
     load_tokenizer,
-    new_causal_lm,
+    new_config,
 )
 from sft_kit.models.network import hub_is_reachable
-from sft_kit.settings import ModelSettings, ScratchModelSettings
+from sft_kit.models.pretraining import load_pretraining_model
+from sft_kit.settings import ModelSettings, PretrainModelSettings, ScratchModelSettings
 
 IDS = torch.arange(1, 33).unsqueeze(0)
 
@@ -125,6 +132,52 @@ def test_the_tokenizer_knows_the_context_length_of_the_model(gpt2_checkpoint: Pa
     assert load_tokenizer(ModelSettings(str(gpt2_checkpoint))).model_max_length == 256
 
 
+@pytest.mark.parametrize("padding", [1, 4])
+@pytest.mark.parametrize(
+    "architecture",
+    ["camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm",
+     "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+     "bert", "gpt2", "electra", "opt", "bart"],
+)  # fmt: skip
+def test_a_text_as_long_as_the_context_is_read_and_one_token_more_is_not(architecture, padding):
+    fields = {
+        "vocab_size": 20, "max_position_embeddings": 12, "pad_token_id": padding, "d_model": 8,
+        "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+        "bos_token_id": 0, "eos_token_id": 2, "word_embed_proj_dim": 8, "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+    }  # fmt: skip
+    more = {
+        "longformer": {"attention_window": 4},
+        "luke": {"entity_vocab_size": 5, "entity_emb_size": 8, "cls_entity_prediction": False},
+        "lilt": {"channel_shrink_ratio": 1},
+        "xmod": {"languages": ("en_XX",), "default_language": "en_XX"},
+        "esm": {"position_embedding_type": "absolute"},
+    }.get(architecture, {})
+    known = AutoConfig.for_model(architecture)
+    names = {*known.to_dict(), *known.attribute_map}
+    kept = {name: value for name, value in fields.items() if name in names}
+    config = AutoConfig.for_model(architecture, **(kept | more))
+    model = AutoModel.from_config(config).eval()
+    length = context_length(config)
+    with torch.no_grad():
+        model(torch.full((1, length), 7))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, length + 1), 7))
+
+
+def test_positions_that_rotate_do_not_begin_after_padding():
+    fields = {"vocab_size": 20, "pad_token_id": 1, "max_position_embeddings": 12}
+    config = AutoConfig.for_model("esm", **fields, position_embedding_type="rotary")
+    assert context_length(config) == 12
+
+
+def test_a_padding_token_that_leaves_no_positions_is_refused():
+    fields = {"vocab_size": 20, "max_position_embeddings": 12}
+    with pytest.raises(ConfigError, match=r"found 12, and roberta skips 12.*\(raise it\)"):
+        context_length(AutoConfig.for_model("roberta", **fields, pad_token_id=11))
+    assert context_length(AutoConfig.for_model("roberta", **fields, pad_token_id=10)) == 1
+
+
 def test_a_folder_with_a_tokenizer_and_no_model_gives_its_tokenizer(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ):
@@ -222,12 +275,17 @@ def test_a_chatglm_in_fp16_is_quantized_like_any_other(chatglm_fixtures: Path, q
     assert 0 < difference < 0.5 * dense(IDS).logits.std()
 
 
+def new_model(
+    architecture: str, config: dict[str, object], tokenizer: PreTrainedTokenizerFast
+) -> GPT2LMHeadModel:
+    settings = PretrainModelSettings(tokenizer="unused", architecture=architecture, config=config)
+    return load_pretraining_model(settings, tokenizer, "causal")
+
+
 def test_a_new_model_fits_its_tokenizer(gpt2_checkpoint: Path):
-    settings = ScratchModelSettings(
-        str(gpt2_checkpoint), config={"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
-    )
-    tokenizer = load_tokenizer(settings)
-    model = new_causal_lm(settings, tokenizer)
+    config = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
+    tokenizer = load_tokenizer(ScratchModelSettings(str(gpt2_checkpoint), config=config))
+    model = new_model("gpt2", config, tokenizer)
     assert model.get_input_embeddings().weight.shape == (len(tokenizer), 16)
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert len(model.transformer.h) == 1
@@ -237,7 +295,6 @@ def test_a_new_model_fits_its_tokenizer(gpt2_checkpoint: Path):
     ("architecture", "config"),
     [
         ("gpt3", {}),
-        ("t5", {}),
         ("gpt2", {"n_head": 5}),
         ("gpt2", {"n_head": "two"}),
         ("gpt2", {"activation_function": "nope"}),
@@ -247,9 +304,84 @@ def test_a_new_model_fits_its_tokenizer(gpt2_checkpoint: Path):
 def test_a_new_model_that_cannot_be_built_is_refused(
     tokenizer: PreTrainedTokenizerFast, architecture: str, config: dict[str, object]
 ):
-    settings = ScratchModelSettings("unused", architecture, config)
     with pytest.raises(CheckpointError, match=f"model.architecture={architecture}"):
-        new_causal_lm(settings, tokenizer)
+        new_model(architecture, config, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "expected"),
+    [
+        ("bert", {"hidden_sise": 12},
+         ["hidden_sise: bert has no such field (did you mean 'hidden_size'?)"]),
+        ("t5", {"d_mdel": 64}, ["d_mdel: t5 has no such field (did you mean 'd_model'?)"]),
+        ("gpt2", {"zzz": None, "n_embd": 16, "n_layr": 1},
+         ["zzz: gpt2 has no such field (remove it)",
+          "n_layr: gpt2 has no such field (did you mean 'n_layer'?)"]),
+    ],
+)  # fmt: skip
+def test_a_field_that_a_new_model_does_not_have_is_refused_with_the_nearest_name(
+    tokenizer: PreTrainedTokenizerFast, architecture: str, fields: dict, expected: list[str]
+):
+    with pytest.raises(ConfigError) as caught:
+        new_config(ScratchModelSettings("unused", architecture, fields), tokenizer)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"model.config.{line}" for line in expected
+    ]
+
+
+def test_other_and_older_names_of_a_field_of_a_new_model_are_taken(
+    tokenizer: PreTrainedTokenizerFast,
+):
+    config = new_config(ScratchModelSettings("", "gpt2", {"hidden_size": 16}), tokenizer)
+    assert config.n_embd == 16
+    config = new_config(ScratchModelSettings("", "llama", {"rope_theta": 123.0}), tokenizer)
+    assert config.rope_parameters["rope_theta"] == 123.0
+
+
+def test_a_vocabulary_other_than_the_tokenizers_is_refused(tokenizer: PreTrainedTokenizerFast):
+    num_tokens = len(tokenizer)
+    fields = {
+        "vocab_size": 50, "pad_token_id": num_tokens, "eos_token_id": -1,
+        "bos_token_id": num_tokens - 1, "sep_token_id": None,
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        new_config(ScratchModelSettings("unused", "bert", fields), tokenizer)
+    has = f"the tokenizer has {num_tokens} tokens (remove it)"
+    assert str(caught.value).splitlines()[1:4] == [
+        f"  model.config.vocab_size: found 50, {has}",
+        f"  model.config.pad_token_id: found {num_tokens}, {has}",
+        f"  model.config.eos_token_id: found -1, {has}",
+    ]
+    same = {"vocab_size": num_tokens, "bos_token_id": num_tokens - 1}
+    config = new_config(ScratchModelSettings("unused", "bert", same), tokenizer)
+    assert (config.vocab_size, config.bos_token_id) == (num_tokens, num_tokens - 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "expected"),
+    [
+        ("brt", {}, "model.architecture=brt: transformers has no such architecture "
+                    "(did you mean 'bart', 'bert'"),
+        ("qqqqqqqqqq", {}, "has no such architecture (name one, such as bert or t5)"),
+        ("gpt2", {"n_embd": 16, "n_head": 0}, "model.config.n_head: found 0, accepts no 0 ("),
+        ("gpt2", {"n_embd": -4}, "model.config.n_embd: found -4, accepts no number below 0 ("),
+        ("gpt2", {"n_head": "two"}, "model.config.n_head: expected int, got str (value: 'two') ("),
+        ("bert", {"pad_token_id": "x"}, "model.config.pad_token_id: with value 'x' doesn't match"),
+        ("gpt2", {"n_layer": 1, "n_embd": 24, "activation_function": "nope"},
+         "model.config.activation_function: found 'nope', which is unknown ("),
+        ("llama", {"hidden_size": 30, "num_attention_heads": 4},
+         "model.config: The hidden size (30) is not a multiple of"),
+    ],
+)  # fmt: skip
+def test_what_a_new_config_refuses_is_told_in_one_short_sentence(
+    tokenizer: PreTrainedTokenizerFast, architecture: str, fields: dict, expected: str
+):
+    with pytest.raises(CheckpointError) as caught:
+        new_model(architecture, fields, tokenizer)
+    _, line = str(caught.value).splitlines()
+    assert expected in line
+    assert line.startswith(f"  model.architecture={architecture}: ")
+    assert len(line) < 220
 
 
 # --- what does not load --------------------------------------------------------------------------
@@ -397,6 +529,53 @@ def test_without_network_a_hub_id_ends_in_one_message_that_names_the_way_on(
     message = str(caught.value)
     assert f"found {name!r}: the Hub can't be reached from here" in message
     assert "model.checkpoint=data/checkpoints/tiny-gpt2" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "embedded"),
+    [("google-bert/bert-base-chinese", "bert-chinese"), ("FacebookAI/roberta-base", "bert-chinese"),
+     ("google-t5/t5-small", "t5"), ("facebook/bart-base", "t5"),
+     ("THUDM/chatglm2-6b", "chatglm2-int4"), ("distilbert/distilgpt2", "gpt2"),
+     ("meta/llama", "gpt2")],
+)  # fmt: skip
+def test_without_network_the_checkpoint_of_the_same_kind_is_proposed(
+    offline: None, name: str, embedded: str
+):
+    with pytest.raises(CheckpointError) as caught:
+        load_config_of(ModelSettings(name))
+    folder = f"data/checkpoints/tiny-{embedded}"
+    assert f"model.checkpoint={folder} to the command" in str(caught.value)
+    assert Path(folder, "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["runs/nope", "owner/bert"])
+def test_a_missing_tokenizer_of_a_new_model_is_to_be_trained(offline: None, name: str):
+    with pytest.raises(CheckpointError) as caught:
+        load_tokenizer(ScratchModelSettings(name, "bert"))
+    (problem,) = caught.value.problems
+    assert problem.key == "model.tokenizer"
+    assert "sft-kit tokenizer train TEXTS --family FAMILY --output FOLDER" in problem.todo
+    assert "checkpoint" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "todo"),
+    [
+        ("other.txt", "", "train one with `sft-kit tokenizer train"),
+        ("tokenizer.json", "{", "it needs tokenizer.json and tokenizer_config.json, whole"),
+        ("config.json", '{"model_type": "gpt2"}', "copy tokenizer.json"),
+    ],
+)
+def test_a_folder_without_tokenizer_is_named_by_the_setting_of_the_tokenizer(
+    tmp_path: Path, file: str, content: str, todo: str
+):
+    (tmp_path / file).write_text(content)
+    for place in (tmp_path, tmp_path / file):
+        with pytest.raises(CheckpointError) as caught:
+            load_tokenizer(ScratchModelSettings(str(place), "bert"))
+        (problem,) = caught.value.problems
+        assert problem.key == "model.tokenizer"
+        assert (todo if place == tmp_path else "name its folder") in problem.todo
 
 
 def test_a_closed_port_is_told_within_a_second(closed_port: int):
