@@ -7,6 +7,9 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
 
+from sft_kit.data.corpus.marking import describe_corrupted, mark_corrupted, written_tokens
+from sft_kit.data.corpus.rows import Corrupted
+from sft_kit.data.corpus.view import ShownExample, render_example
 from sft_kit.data.label_view import render_tokens
 from sft_kit.data.labelled.rows import LabelledExample, LabelledText
 from sft_kit.data.preference.rows import PreferenceExample
@@ -105,6 +108,38 @@ def announce_preferences(
     num_more = len(example.input_ids) - _MAX_ANSWERS_SHOWN
     if num_more > 0:
         console.print(f"  ... and {num_more:,} more")
+
+
+def announce_pretraining(
+    facts: dict[str, object],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    corrupted: Corrupted,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Print the same of a pretraining, and an example as the model sees it with what it learns.
+
+    Args:
+        facts: From `derive_facts`.
+        notes: What was picked for `auto` settings, and how the data was read.
+        warnings: What works but was probably not meant.
+        corrupted: A training example.
+        tokenizer: Decodes it.
+    """
+    if not PartialState().is_main_process:
+        return
+    console = Console(stderr=True)
+    _say(console, facts, notes, warnings)
+    has_colour = console.color_system is not None
+    told = "; ".join(describe_corrupted(corrupted))
+    marking = "in green" if has_colour else "in ⟦ ⟧"
+    console.print(escape(f"first example ({told}), what is learnt {marking}:"))
+    example = ShownExample(
+        told,
+        mark_corrupted(corrupted, tokenizer)[:_MAX_TOKENS_SHOWN],
+        (written_tokens(corrupted, tokenizer) or [])[:_MAX_TOKENS_SHOWN] or None,
+    )
+    console.print(render_example(example, has_colour=has_colour))
 
 
 def _say(

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft_kit.data.corpus.corrupted import CorruptedRows
+from sft_kit.data.corpus.streaming import StreamedRows
 from sft_kit.errors import TrainingError
 from sft_kit.run_log import append_log, cut_log
 from sft_kit.training.randomness import RandomState, capture_random_state, restore_random_state
@@ -120,9 +123,11 @@ class StopOnNonFinite(TrainerCallback):
             for name, parameter in model.named_parameters()
             if parameter.grad is not None
         }
-        flags = [torch.isfinite(gradient).all() for gradient in gradients.values()]
-        if not flags or bool(torch.stack(flags).all()):  # one transfer from the GPU, not hundreds
+        # One pass and one transfer from the GPU. It is exact: where the norm alone overflows, every
+        # gradient is looked at.
+        if not gradients or bool(get_total_norm(gradients.values()).isfinite()):
             return
+        flags = [bool(torch.isfinite(gradient).all()) for gradient in gradients.values()]
         for name, is_finite in zip(gradients, flags, strict=True):
             if not is_finite:
                 raise TrainingError(
@@ -131,3 +136,24 @@ class StopOnNonFinite(TrainerCallback):
                     "train.warmup_steps, or look at the rows of this step; checkpoints in "
                     f"{args.output_dir} are from before"
                 )
+
+
+class FreshCorruption(TrainerCallback):
+    """Tells the training rows which epoch it is, before they are asked for.
+
+    A resumed run begins in the middle of an epoch, which counts as a fraction.
+    """
+
+    def __init__(self, rows: CorruptedRows | StreamedRows) -> None:
+        self._rows = rows
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Set the epoch; a stream counts its passes itself."""
+        if isinstance(self._rows, CorruptedRows):
+            self._rows.epoch = int(state.epoch or 0)

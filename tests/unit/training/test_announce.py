@@ -1,12 +1,13 @@
 import re
 
+import numpy as np
 import pytest
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast
 
 from sft_kit.data.preference.rows import Comparison, PreferenceExample
 from sft_kit.data.rows import Example, Where
-from sft_kit.training.announce import announce, announce_preferences
+from sft_kit.training.announce import announce, announce_preferences, announce_pretraining
 
 FACTS: dict[str, object] = {
     "trainable_parameters": 10, "total_parameters": 1_000, "num_processes": 1, "micro_batch": 4,
@@ -80,3 +81,30 @@ def test_other_processes_say_nothing(
     monkeypatch.setattr(PartialState, "is_main_process", False)
     announce(FACTS, ["note"], ["warning"], example, tokenizer)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_pretraining_shows_what_is_hidden_and_what_is_learnt(
+    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+):
+    ids = np.array(tokenizer("How are you [today]?")["input_ids"])
+    labels = np.where(np.arange(len(ids)) > 0, ids, -100)
+    apart = {"documents": np.array([1, 1] + [2] * (len(ids) - 2))}
+    announce_pretraining(FACTS, ["a"], ["b"], {"input_ids": ids, "labels": labels}, tokenizer)
+    lines = capsys.readouterr().err.splitlines()
+    assert [lines[0], lines[4]] == ["a", "warning: b"]
+    assert lines[5] == f"first example ({len(ids)} tokens), what is learnt in ⟦ ⟧:"
+    assert re.sub("[⟦⟧]", "", "\n".join(lines[6:])) == "How are you [today]?"
+    announce_pretraining(FACTS, [], [], {"input_ids": ids, "labels": labels, **apart}, tokenizer)
+    shown = capsys.readouterr().err
+    assert "2 documents apart" in shown
+    assert shown.count("┃") == 1
+
+
+def test_a_long_row_and_a_long_written_text_are_cut_in_the_display(
+    tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+):
+    ids = np.array(tokenizer(" dog" * 500)["input_ids"])
+    announce_pretraining(FACTS, [], [], {"input_ids": ids, "labels": ids}, tokenizer)
+    shown = re.sub("[\n⟦⟧]", "", capsys.readouterr().err)
+    assert "written" in shown
+    assert shown.count("dog") == 2 * tokenizer.decode(ids[:120]).count("dog") > 40

@@ -79,6 +79,17 @@ def test_finite_training_goes_to_its_end(make_trainer: MakeTrainer):
     assert trainer.state.global_step == 3
 
 
+def test_finite_gradients_whose_norm_overflows_are_no_reason_to_stop(
+    make_trainer: MakeTrainer, tiny_model: MakeModel
+):
+    """3e38 squared is beyond float32, 3e38 is not."""
+    trainer = make_trainer(callbacks=())
+    model = tiny_model(0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3e38)
+    StopOnNonFinite().on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model)
+
+
 # --- IsolatedEvaluation --------------------------------------------------------------------------
 
 

@@ -1,9 +1,12 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
+from sft_kit.data.corpus.rows import Corrupted
 from sft_kit.data.rows import Example
 from sft_kit.training.facts import derive_facts, fact_lines
 
@@ -72,6 +75,57 @@ def test_parameters_are_counted(make_trainer: MakeTrainer, examples: AsExamples)
     assert facts["total_parameters"] == trainer.model.num_parameters()
     assert facts["trainable_parameters"] == trainer.model.num_parameters(only_trainable=True)
     assert facts["num_processes"] == 1
+
+
+class Stream(IterableDataset[dict[str, list[int]]]):
+    """Rows without end."""
+
+    def __iter__(self):
+        while True:
+            yield {"input_ids": [1, 2], "labels": [1, 2]}
+
+
+class CorruptedOnDemand:
+    """Rows of growing length that count how often they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.asked = count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Corrupted:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        self.asked += 1
+        ids = np.zeros(index + 1, dtype=np.int64)
+        return {"input_ids": ids, "labels": ids[:1]}
+
+
+@pytest.mark.parametrize("count", [12, 40_000])
+def test_rows_that_are_made_on_demand_are_measured_on_an_even_sample(
+    count: int, make_trainer: MakeTrainer
+):
+    trainer = make_trainer(rows=8, max_steps=3, per_device_train_batch_size=4)
+    trainer.train_dataset = CorruptedOnDemand(count)
+    facts = derive_facts(trainer, trainer.train_dataset)
+    assert trainer.train_dataset.asked == min(count, 1_000)
+    assert facts["num_steps"] == 3
+    mean = (count + 1) / 2  # of the lengths 1, 2, ..., count
+    assert facts["tokens_per_step"] == pytest.approx(4 * mean, rel=2e-3)
+
+
+def test_a_stream_has_steps_but_no_epochs(make_trainer: MakeTrainer):
+    trainer = make_trainer(
+        max_steps=7, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    trainer.train_dataset = Stream()
+    facts = derive_facts(trainer, trainer.train_dataset, max_length=128)
+    assert (facts["num_steps"], facts["tokens_per_step"]) == (7, 4 * 2 * 128)
+    assert "epochs" not in facts
+    assert fact_lines(facts)[-1] == "steps: 7, about 1,024 tokens each"
+    unknown = derive_facts(trainer, trainer.train_dataset)
+    assert fact_lines(unknown)[-1] == "steps: 7"
 
 
 def test_the_facts_read_as_sentences():
