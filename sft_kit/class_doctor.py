@@ -27,7 +27,7 @@ from sft_kit.data.labelled.tokenization import check_labelled, tokenize_labelled
 from sft_kit.data.labelled.view import LabelledView, SplitFigures, show_view
 from sft_kit.errors import DataError, FormatError
 from sft_kit.models.base import load_tokenizer
-from sft_kit.settings import LabelledDataSettings
+from sft_kit.settings import LabelledDataSettings, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def show_classes(
         CheckpointError: No tokenizer.
     """
     settings = resolved.own("data", LabelledDataSettings)
-    tokenizer = load_tokenizer(resolved.own_model())
+    tokenizer = load_tokenizer(resolved.own("model", ModelSettings))
     splits, refusals = _read_rows(settings)
     try:
         check_splits(splits, settings)

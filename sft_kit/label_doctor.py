@@ -22,7 +22,7 @@ from sft_kit.data.token_text import mark_tokens
 from sft_kit.data.tokenization import tokenize
 from sft_kit.errors import DataError, FormatError
 from sft_kit.models.base import load_tokenizer
-from sft_kit.settings import DataSettings
+from sft_kit.settings import DataSettings, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def show_labels(
         CheckpointError: No tokenizer.
     """
     settings = resolved.own("data", DataSettings)
-    tokenizer = load_tokenizer(resolved.own_model())
+    tokenizer = load_tokenizer(resolved.own("model", ModelSettings))
     template = choose_template(tokenizer, settings.template)
     stops = template.stop_token_ids
     splits, bad_rows = _read_rows(settings)

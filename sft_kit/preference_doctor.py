@@ -25,7 +25,7 @@ from sft_kit.data.preference.view import PreferenceView, show_preference_view, s
 from sft_kit.data.templates import choose_template
 from sft_kit.errors import ConfigError, DataError, FormatError
 from sft_kit.models.base import load_tokenizer
-from sft_kit.settings import PpoSettings, PreferenceDataSettings, PromptDataSettings
+from sft_kit.settings import ModelSettings, PpoSettings, PreferenceDataSettings, PromptDataSettings
 
 
 def show_preferences(
@@ -44,7 +44,7 @@ def show_preferences(
         CheckpointError: No tokenizer.
     """
     settings = resolved.own("data", PreferenceDataSettings)
-    tokenizer = load_tokenizer(resolved.own_model())
+    tokenizer = load_tokenizer(resolved.own("model", ModelSettings))
     template = choose_template(tokenizer, settings.template)
     splits, refusal = _read_rows(settings)
     figures: list[PreferenceFigures] = []
@@ -92,7 +92,7 @@ def show_prompts(
         )
     settings = resolved.own("data", PromptDataSettings)
     max_new_tokens = resolved.own("ppo", PpoSettings).max_new_tokens
-    tokenizer = load_tokenizer(resolved.own_model())
+    tokenizer = load_tokenizer(resolved.own("model", ModelSettings))
     template = choose_template(tokenizer, settings.template)
     context = tokenizer.model_max_length
     splits = load_prompts(

@@ -136,7 +136,7 @@ def base_name(model: Mapping[str, object]) -> tuple[str, bool]:
     """
     checkpoint = str(model.get("checkpoint") or model.get("architecture"))
     is_folder = Path(checkpoint).exists()
-    is_on_hub = "checkpoint" in model and not is_folder
+    is_on_hub = bool(model.get("checkpoint")) and not is_folder
     return Path(checkpoint).name if is_folder else checkpoint, is_on_hub
 
 
@@ -175,7 +175,7 @@ def _loss_facts(classify: Mapping[str, object]) -> dict[str, object]:
 
 def _replaced_config(model: Mapping[str, object]) -> Mapping[str, object]:
     """Fields of the base's config that were replaced on loading."""
-    replaced = model.get("config") if "checkpoint" in model else None
+    replaced = model.get("config") if model.get("checkpoint") else None
     return cast("Mapping[str, object]", replaced or {})
 
 

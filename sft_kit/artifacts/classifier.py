@@ -19,6 +19,7 @@ from sft_kit.artifacts.load import (
     recorded_settings,
     require_finished,
 )
+from sft_kit.artifacts.plain import is_plain_run
 from sft_kit.errors import CheckpointError
 from sft_kit.models.base import load_tokenizer
 from sft_kit.settings import Dtype, LabelledDataSettings, ModelSettings
@@ -74,9 +75,10 @@ def load_classifier_run(
             f"{folder} --data FILE`, or give the folder of a classifier"
         )
     if labels is None:
+        ask = f"generate {folder} --prompt TEXT" if is_plain_run(record) else f"chat {folder}"
         raise CheckpointError(
-            f"the run in {folder} trained a language model, which has no classes: talk to it with "
-            f"`sft-kit chat {folder}`, or give the folder of a classifier"
+            f"the run in {folder} trained a language model, which has no classes: use `sft-kit "
+            f"{ask}`, or give the folder of a classifier"
         )
     check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])

@@ -25,6 +25,19 @@ _TRAINING = {
     ),
     "learning_rate.png": (_Panel("learning rate", {"learning rate": "learning_rate"}),),
 }
+_PRETRAINING = {
+    "accuracy.png": (
+        _Panel(
+            "share of labels that are the likeliest token",
+            {
+                "held-out": "eval_accuracy",
+                "always the commonest token": "eval_unigram_accuracy",
+                "held-out, next sentence": "eval_next_sentence_accuracy",
+            },
+        ),
+    ),
+    "perplexity.png": (_Panel("perplexity", {"held-out": "eval_perplexity"}),),
+}
 _PPO = {
     "score.png": (
         _Panel("score", {"training": "score_mean", "held-out": "eval_score_mean"}),
@@ -59,6 +72,29 @@ def write_curves(folder: Path, history: History) -> list[str]:
         Names of the files written; none for figures that were never logged.
     """
     return _write(folder, history, _TRAINING, "step")
+
+
+def write_pretraining_curves(folder: Path, history: History) -> list[str]:
+    """Draw `accuracy.png`, `perplexity.png` and `loss_by_tokens.png`.
+
+    Args:
+        folder: Where the files go.
+        history: The Trainer's `log_history`; it counts `num_input_tokens_seen` where
+            `train.include_num_input_tokens_seen` says so.
+
+    Returns:
+        Names of the files written; none for figures that were never logged.
+    """
+    by_tokens = [
+        {**entry, "step": entry["num_input_tokens_seen"]}
+        for entry in history
+        if "num_input_tokens_seen" in entry
+    ]
+    loss = {"loss_by_tokens.png": _TRAINING["loss.png"]}
+    return [
+        *_write(folder, history, _PRETRAINING, "step"),
+        *_write(folder, by_tokens, loss, "tokens read"),
+    ]
 
 
 def write_ppo_curves(folder: Path, history: History) -> list[str]:
@@ -103,7 +139,7 @@ def _draw(path: Path, panels: Mapping[str, Mapping[str, Curve]], time: str) -> N
     columns = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
     for axes, (unit, curves) in zip(columns[:, 0], panels.items(), strict=True):
         for label, (steps, values) in curves.items():
-            marker = "o" if label == "held-out" else None
+            marker = "o" if label.startswith("held-out") else None
             axes.plot(steps, values, label=label, marker=marker, markersize=4)
         axes.set_ylabel(unit)
         axes.grid(alpha=0.3)

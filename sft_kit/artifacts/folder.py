@@ -1,7 +1,7 @@
 """The run folder before and during training: never an earlier run overwritten by accident."""
 
-import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from sft_kit.artifacts.record import (
     write_record,
 )
 from sft_kit.config import Config, Resolved
+from sft_kit.config.places import why_not_writable
 from sft_kit.errors import CheckpointError, ConfigError, Problem
 from sft_kit.run_log import LOG_FILE
 
@@ -49,7 +50,7 @@ _WHAT_CHANGED = {
 _WRITTEN = re.compile(
     r"checkpoint-\d+|\.checkpoint-\d+\.(part|old)|\.staging|runs|run\.yaml|\.run\.yaml\.part|log\.jsonl|metrics\.json|"
     r"samples\.md|README\.md|(loss|learning_rate|confusion|margins)\.png|(adapter_|generation_)?config\.json|"
-    r"evaluation(\.json|\.md)?|value|reward|ema|rollouts|ppo_samples\.jsonl|(score|kl|length)\.png|"
+    r"(loss_by_tokens|accuracy|perplexity)\.png|evaluation(\.json|\.md)?|value|reward|ema|rollouts|ppo_samples\.jsonl|(score|kl|length)\.png|"
     r"(adapter_)?model.*\.(safetensors|json)|.*token.*|chat_template\.jinja|vocab\.\w+|merges\.txt"
 )
 """Names in a run folder; one with any other name may hold somebody's work."""
@@ -115,12 +116,15 @@ class RunFolder:
         for name, value in metrics.items():
             PartialState().print(f"{name}: {value:,.4g}")
         PartialState().print(f"run folder: {self.path}")
+        path = shlex.quote(str(self.path))
         if "labels" in self.record:
-            PartialState().print(f"classify with it: sft-kit classify {self.path} --text TEXT")
+            PartialState().print(f"classify with it: sft-kit classify {path} --text TEXT")
         if "reward_model" in self.record:
-            PartialState().print(f"score with it: sft-kit score {self.path} --data FILE")
+            PartialState().print(f"score with it: sft-kit score {path} --data FILE")
+        elif "pretraining" in self.record:
+            PartialState().print(f"use it: sft-kit generate {path} --prompt TEXT")
         elif "template" in self.record:
-            PartialState().print(f"talk to it: sft-kit chat {self.path}")
+            PartialState().print(f"talk to it: sft-kit chat {path}")
 
 
 def open_run(config: Config[object]) -> RunFolder:
@@ -137,7 +141,6 @@ def open_run(config: Config[object]) -> RunFolder:
     if not output_dir:
         raise ConfigError("train.output_dir is not set: name the folder that the run is written to")
     path = Path(str(output_dir))
-    _check_writable(path)
     is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
     checkpoint = None
     earlier: dict[str, object] = {}
@@ -149,6 +152,9 @@ def open_run(config: Config[object]) -> RunFolder:
         _check_deletable(path)
     elif is_used:
         raise CheckpointError(_what_stands_in(path))
+    PartialState().wait_for_everyone()  # a trial in the folder would make it look used
+    if PartialState().is_main_process and (reason := why_not_writable(path)):
+        raise CheckpointError(f"train.output_dir={path} can't be written: {reason}")
     record: dict[str, object] = {
         "status": "running",
         "recipe": config.resolved.recipe.name,
@@ -247,15 +253,6 @@ def _check_deletable(path: Path) -> None:
         raise CheckpointError(
             f"{path} holds what no run writes ({', '.join(foreign[:5])}), so --overwrite does not "
             "delete it. Move that away, or set another train.output_dir"
-        )
-
-
-def _check_writable(path: Path) -> None:
-    parent = next(folder for folder in path.resolve().parents if folder.exists())
-    place = path if path.is_dir() else parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise CheckpointError(
-            f"train.output_dir={path} can't be written: {place} does not allow it"
         )
 
 

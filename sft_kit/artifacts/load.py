@@ -17,6 +17,8 @@ from sft_kit.models.adapters import load_adapter
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
 from sft_kit.models.heads import load_classifier
+from sft_kit.models.kinds import Kind
+from sft_kit.models.pretraining import load_of_kind
 from sft_kit.models.reward_model import load_reward_model
 from sft_kit.settings import Dtype, ModelSettings
 
@@ -71,6 +73,11 @@ def load_run(
             f"the run in {folder} trained a classifier and not a language model: use `sft-kit "
             f"classify {folder} --text TEXT`, or give the folder of a language model"
         )
+    if "pretraining" in record:
+        raise CheckpointError(
+            f"the run in {folder} trained a model that holds no chats: use `sft-kit generate "
+            f"{folder} --prompt TEXT`, or give the folder of a fine-tuned language model"
+        )
     check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
@@ -108,6 +115,7 @@ def load_model(
     device: torch.device | str | None = None,
     dtype: Dtype | None = None,
     labels: Labels | None = None,
+    kind: Kind = "causal",
 ) -> PreTrainedModel | PeftModel:
     """Load an adapter onto a fresh base, or a whole model when `base` is None.
 
@@ -117,12 +125,17 @@ def load_model(
         device: Where the weights go. None: the device of this process.
         dtype: Type of the weights, if another than the base's or float32.
         labels: Of a classifier or reward model; None loads a language model.
+        kind: Of the language model.
     """
     settings = base or ModelSettings(checkpoint=str(folder))
     if dtype is not None:
         settings = replace(settings, dtype=dtype)
     if labels is None:
-        model = load_causal_lm(settings, device)
+        model = (
+            load_causal_lm(settings, device)
+            if kind == "causal"
+            else load_of_kind(settings, kind, device)
+        )
     elif labels.is_score:
         model = load_reward_model(
             settings, pad_token_id=None, device=device, require_head=base is None

@@ -231,9 +231,14 @@ def _model_section(source: _Source) -> Mapping[str, object]:
 def _check_source(source: _Source) -> None:
     options = source.options
     refuse_options(options, is_run=source.is_run)
-    if source.is_run:
-        require_finished(Path(source.name))
+    record = require_finished(Path(source.name)) if source.is_run else {}
     if options.adapter or (Path(source.name) / ADAPTER_FILE).is_file():
+        if "pretraining" in record:
+            raise CheckpointError(
+                f"the run in {source.name} can't be merged: merging is for causal language models "
+                "that chat so far, and of this one PEFT's own `merge_and_unload` makes a plain "
+                "model"
+            )
         return
     settings = ModelSettings(source.name, config=options.config)
     if load_config_of(settings).model_type not in _EXPORTED:

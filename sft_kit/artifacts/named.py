@@ -5,18 +5,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from sft_kit.artifacts.load import LoadedRun, load_run
+from sft_kit.artifacts.plain import LoadedPlain, is_plain_run, load_plain_run
 from sft_kit.artifacts.record import RUN_FILE, read_record
 from sft_kit.config.yaml_text import Scalar
 from sft_kit.data.templates import choose_template
 from sft_kit.devices import find_accelerator
-from sft_kit.errors import CheckpointError, ConfigError, Problem
+from sft_kit.errors import CheckpointError, ConfigError, Problem, SftKitError
 from sft_kit.models.adapters import load_adapter
-from sft_kit.models.base import load_causal_lm, load_tokenizer
+from sft_kit.models.base import load_causal_lm, load_config_of, load_tokenizer
 from sft_kit.models.chatglm.fast_int4 import use_fast_int4
 from sft_kit.models.fingerprint import checkpoint_folder
+from sft_kit.models.kinds import Kind, kind_of_config
 from sft_kit.models.network import hub_is_reachable
+from sft_kit.models.pretraining import load_of_kind
 from sft_kit.settings import Dtype, ModelSettings, Quantization
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -57,16 +61,51 @@ def load_named(name: str, options: LoadOptions) -> LoadedRun:
     if is_run:
         loaded = load_run(name, options.base, device=device, dtype=fast_dtype)
     else:
-        settings = ModelSettings(
-            checkpoint=name,
-            quantization=options.quantization or "none",
-            dtype=fast_dtype or _dtype_of_device(options.dtype),
-            config=options.config,
-        )
+        settings = _settings_of(name, options, fast_dtype)
+        if _kind_of_checkpoint(name) != "causal":
+            raise CheckpointError(
+                f"{name} is an encoder, or has one, and holds no chats: use `sft-kit generate "
+                f"{name} --prompt TEXT`, or give a decoder"
+            )
         loaded = load_checkpoint(settings, options.adapter, device)
     if options.fast_int4:
         use_fast_int4(loaded.model)
     return loaded
+
+
+def load_named_plain(name: str, options: LoadOptions) -> LoadedPlain | None:
+    """Load what a user named if it is a model that holds no chats; else None.
+
+    That is a run of pretraining or of a sequence-to-sequence model, and a checkpoint with an
+    encoder. What is nothing at all is None too: `load_named` says so.
+
+    Raises:
+        CheckpointError: It can't be loaded.
+        ConfigError: An option that does not fit what it is.
+    """
+    folder = Path(name)
+    if (folder / RUN_FILE).is_file():
+        if not is_plain_run(read_record(folder)):
+            return None
+        _refuse_plain_options(options, is_run=True)
+        return load_plain_run(name, options.base)
+    if not _has_config(name):
+        return None
+    kind = _kind_of_checkpoint(name)
+    if kind == "causal":
+        return None
+    _refuse_plain_options(options, is_run=False)
+    settings = _settings_of(name, options, None)
+    tokenizer = _load_tokenizer(settings)
+    model = load_of_kind(settings, kind)
+    adapted = model if options.adapter is None else load_adapter(model, options.adapter)
+    adapted.eval()
+    objective = "mlm"
+    if kind == "seq2seq":
+        has_sentinels = "<extra_id_0>" in tokenizer.get_vocab()
+        objective = "spans" if has_sentinels else "pairs of texts"
+    info: dict[str, object] = {"settings": {"model": asdict(settings), "adapter": None}}
+    return LoadedPlain(adapted, tokenizer, kind, objective, info)
 
 
 def is_run_folder(name: str) -> bool:
@@ -110,7 +149,7 @@ def load_checkpoint(
         CheckpointError: The checkpoint or the adapter can't be loaded.
         ConfigError: The quantization or the config does not fit the checkpoint.
     """
-    tokenizer = load_tokenizer(settings)
+    tokenizer = _load_tokenizer(settings)
     template = choose_template(tokenizer, "auto")
     model = load_causal_lm(settings, device)
     adapted = model if adapter is None else load_adapter(model, adapter)
@@ -148,6 +187,49 @@ def refuse_options(options: LoadOptions, *, is_run: bool) -> None:
         problems.append(Problem("command line", "--quantization", found, "leave one of them out"))
     if problems:
         raise ConfigError("these options can't be used", problems)
+
+
+def _refuse_plain_options(options: LoadOptions, *, is_run: bool) -> None:
+    refuse_options(options, is_run=is_run)
+    if options.fast_int4:
+        found = "is for ChatGLM only, and this is another model"
+        problem = Problem("command line", "--fast-int4", found, "leave it out")
+        raise ConfigError("these options can't be used", [problem])
+
+
+def _settings_of(name: str, options: LoadOptions, fast_dtype: Dtype | None) -> ModelSettings:
+    return ModelSettings(
+        checkpoint=name,
+        quantization=options.quantization or "none",
+        dtype=fast_dtype or _dtype_of_device(options.dtype),
+        config=options.config,
+    )
+
+
+def _load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer; where training saved none with it, the run's folder has it."""
+    folder = Path(settings.checkpoint)
+    run = folder.resolve().parent
+    if folder.is_dir() and not any(folder.glob("*token*")) and (run / RUN_FILE).is_file():
+        found = "it has no tokenizer, as it was saved on the way of a run"
+        problem = Problem(str(folder), "", found, f"give the run folder: {folder.parent}")
+        raise CheckpointError(f"{folder} can't be loaded", [problem])
+    return load_tokenizer(settings)
+
+
+def _has_config(name: str) -> bool:
+    """Whether a checkpoint of this name can be looked into."""
+    if Path(name).exists() or not _HUB_ID.fullmatch(name):
+        return (Path(name) / "config.json").is_file()
+    return checkpoint_folder(name) is not None or hub_is_reachable()
+
+
+def _kind_of_checkpoint(name: str) -> Kind:
+    try:
+        return kind_of_config(load_config_of(ModelSettings(name)))
+    except SftKitError:
+        # What is wrong is said where the model is loaded, with the fields that --config replaces.
+        return "causal"
 
 
 def _dtype_of_device(asked: Dtype | None) -> Dtype:

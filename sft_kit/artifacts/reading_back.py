@@ -11,6 +11,7 @@ from sft_kit.artifacts.labels import labels_of
 from sft_kit.artifacts.load import load_model
 from sft_kit.devices import free_memory_bytes
 from sft_kit.models.adapters import quiet_peft
+from sft_kit.models.kinds import kind_of
 from sft_kit.models.probe import probe_logits
 from sft_kit.settings import ModelSettings
 
@@ -44,7 +45,10 @@ def reload_difference(
         if _second_model_fits(model):
             device = next(model.parameters()).device
             base = settings if isinstance(model, PeftModel) else None
-            after = probe_logits(load_model(folder, base, device, labels=labels_of(model)).eval())
+            read_back = load_model(
+                folder, base, device, labels=labels_of(model), kind=kind_of(model)
+            )
+            after = probe_logits(read_back.eval())
         elif isinstance(model, PeftModel):
             after = _logits_of_saved_adapter(model, folder)
         else:

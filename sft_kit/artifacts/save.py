@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_kit.artifacts.card import write_card
 from sft_kit.artifacts.classifier_card import write_classifier_card
-from sft_kit.artifacts.figures import write_curves, write_ppo_curves
+from sft_kit.artifacts.figures import write_curves, write_ppo_curves, write_pretraining_curves
 from sft_kit.artifacts.folder import RunFolder
 from sft_kit.artifacts.load import is_reward_run
 from sft_kit.artifacts.ppo_card import write_ppo_card
+from sft_kit.artifacts.pretraining_card import write_pretraining_card
 from sft_kit.artifacts.reading_back import reload_difference, tolerated_difference
 from sft_kit.artifacts.record import weight_digests, write_record
 from sft_kit.artifacts.reward_card import write_reward_card
@@ -72,16 +73,16 @@ def save_run(
         figures = {**metrics, "reload_max_logit_difference": difference}
         (stage / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if samples:
-            # A policy may start from a fine-tuning, so what it was before is not the base.
-            before = "Before PPO" if "ppo" in run.record else "Base model"
-            write_samples(stage / "samples.md", samples, before)
+            write_samples(stage / "samples.md", samples, _name_before(run.record))
         for name, content in files.items():
             (stage / name).write_bytes(content)
         for name, fill in folders.items():
             fill(stage / name)
         pictures = [*write_curves(stage, history), *write_ppo_curves(stage, history)]
+        if "pretraining" in run.record:
+            pictures += write_pretraining_curves(stage, history)
         pictures += [name for name in files if name.endswith(".png")]
-        _write_card(run, stage / "README.md", figures, pictures, samples)
+        _write_card(run, stage / "README.md", figures, pictures, samples, history)
         for path in stage.iterdir():
             _move(path, run.path / path.name)
         stage.rmdir()
@@ -93,6 +94,13 @@ def save_run(
         )
         write_record(run.path, run.record)
     state.wait_for_everyone()
+
+
+def _name_before(record: Mapping[str, object]) -> str:
+    """Name what a model was before the run: a new one, or a fine-tuned one, is not a base."""
+    if "pretraining" in record:
+        return "Before training"
+    return "Before PPO" if "ppo" in record else "Base model"
 
 
 def _move(path: Path, target: Path) -> None:
@@ -112,11 +120,16 @@ def _write_card(
     metrics: Mapping[str, float],
     pictures: Sequence[str],
     samples: Sequence[Sample],
+    history: Sequence[Mapping[str, float]],
 ) -> None:
     """Write the card of the kind of run that this was."""
     title = run.path.resolve().name
     if "ppo" in run.record:
         write_ppo_card(path, title, run.record, metrics, pictures, samples)
+    elif "pretraining" in run.record:
+        counted = [int(entry.get("num_input_tokens_seen", 0)) for entry in history]
+        num_tokens = max(counted, default=0) or None
+        write_pretraining_card(path, title, run.record, metrics, pictures, num_tokens)
     elif is_reward_run(run.record):
         write_reward_card(path, title, run.record, metrics, pictures)
     elif "labels" in run.record:

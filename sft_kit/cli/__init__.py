@@ -11,7 +11,13 @@ from typing import Annotated
 import typer
 
 from sft_kit import __version__
-from sft_kit.cli import classifier_commands, model_commands, recipe_commands, reward_commands
+from sft_kit.cli import (
+    classifier_commands,
+    model_commands,
+    recipe_commands,
+    reward_commands,
+    tokenizer_commands,
+)
 from sft_kit.command import EXIT_INTERRUPTED
 from sft_kit.config import run_recipe
 
@@ -27,6 +33,7 @@ for command in (
     *reward_commands.COMMANDS,
 ):
     app.command()(command)
+app.add_typer(tokenizer_commands.app, name="tokenizer")
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,8 +15,10 @@ from sft_kit.errors import ConfigError, DataError, Problem
 from sft_kit.settings import Dtype, Quantization, SampleSettings, StoredDtype
 
 if TYPE_CHECKING:
-    from sft_kit.artifacts import LoadedRun
+    from sft_kit.artifacts import LoadedRun, LoadOptions
+    from sft_kit.artifacts.plain import LoadedPlain
     from sft_kit.data.rows import Message
+    from sft_kit.inference.generate import Reply
 
 CHAT_MAX_NEW_TOKENS = 256
 
@@ -83,12 +85,14 @@ def chat(
     """Talk to a model; also with questions from a pipe, one per line."""
     from rich.console import Console
 
+    from sft_kit.artifacts import LoadOptions
     from sft_kit.inference.chat import chat as start_chat
 
     if max_new_tokens is None:
         max_new_tokens = CHAT_MAX_NEW_TOKENS
     sampling = _sampling(temperature, top_k, top_p, seed, max_new_tokens)
-    run = _load(model, base, adapter, quantization, dtype, config, fast_int4=fast_int4)
+    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, _fields(config or []))
+    run = _load(model, options)
     start_chat(Console(), run, sampling, system)
 
 
@@ -116,16 +120,26 @@ def generate(
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = None,
 ) -> None:
-    """Answer prompts with a model."""
+    """Answer prompts with a model.
+
+    A model that was pretrained continues a prompt, or fills its mask tokens (`[MASK]`,
+    `<extra_id_0>`); one that was trained on pairs of texts writes the second to a prompt.
+    """
+    from sft_kit.artifacts import LoadOptions, load_named_plain
     from sft_kit.inference.generate import generate as answer
 
     questions = [_checked(text) for text in prompt or []] + _prompts_in(prompt_file)
     if not questions:
         raise ConfigError("there is nothing to answer: give --prompt TEXT or --prompt-file FILE")
     sampling = _sampling(temperature, top_k, top_p, seed, max_new_tokens)
-    run = _load(model, base, adapter, quantization, dtype, config, fast_int4=fast_int4)
-    chats = [_messages(question, system) for question in questions]
-    replies = answer(run.model, run.tokenizer, run.template, chats, sampling)
+    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, _fields(config or []))
+    plain = load_named_plain(model, options)
+    if plain is not None:
+        replies = _write_plain(plain, questions, system, sampling)
+    else:
+        run = _load(model, options)
+        chats = [_messages(question, system) for question in questions]
+        replies = answer(run.model, run.tokenizer, run.template, chats, sampling)
     if as_json:
         rows = [
             {
@@ -226,26 +240,38 @@ def _not_a_field(found: str, todo: str = "") -> ConfigError:
     return ConfigError("this field can't be set", [Problem(COMMAND_LINE, "", found, todo)])
 
 
-def _load(
-    name: str,
-    base: str | None,
-    adapter: Path | None,
-    quantization: Quantization | None,
-    dtype: Dtype | None,
-    config: Sequence[str] | None,
-    *,
-    fast_int4: bool,
-) -> "LoadedRun":
-    from sft_kit.artifacts import LoadOptions, load_named
+def _load(name: str, options: "LoadOptions") -> "LoadedRun":
+    from sft_kit.artifacts import load_named
 
-    fields = _fields(config or [])
-    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, fields)
     loaded = load_named(name, options)
     if loaded.template.name == "human-assistant" and "recipe" not in loaded.info:
         typer.echo(
             f"note: {name} has no chat template; prompts are written as human-assistant", err=True
         )
     return loaded
+
+
+def _write_plain(
+    run: "LoadedPlain", prompts: Sequence[str], system: str, sampling: SampleSettings
+) -> list["Reply"]:
+    """Have a model that holds no chats do what it was trained for."""
+    from sft_kit.inference.filling import write_plain
+
+    if system:
+        found = f"found {system!r}, and the model holds no chats"
+        problem = Problem(COMMAND_LINE, "--system", found, "leave it out")
+        raise ConfigError("these options can't be used", [problem])
+    settings = cast("Mapping[str, Mapping[str, object] | None]", run.info["settings"])
+    # What a run put before every source belongs to the model as a chat template does.
+    before = str((settings.get("data") or {}).get("prefix") or "")
+    return write_plain(
+        run.model,
+        run.tokenizer,
+        [before + prompt for prompt in prompts],
+        sampling,
+        kind=run.kind,
+        objective=run.objective,
+    )
 
 
 def _checked(text: str) -> str:

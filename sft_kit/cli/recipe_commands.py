@@ -11,7 +11,13 @@ import typer
 from sft_kit.config import Resolved, find_recipe, json_schema, read_config
 from sft_kit.config.schema import read_sections
 from sft_kit.errors import ConfigError, DataError
-from sft_kit.settings import LabelledDataSettings, PreferenceDataSettings, PromptDataSettings
+from sft_kit.settings import (
+    LabelledDataSettings,
+    PairDataSettings,
+    PreferenceDataSettings,
+    PromptDataSettings,
+    TextDataSettings,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +107,7 @@ def _check_page(html: Path) -> None:
 
 
 def _doctor(resolved: Resolved) -> "Callable[[Console, Resolved, int, Path | None], None]":
-    """What looks at this recipe's data: texts, labels, compared answers or prompts."""
+    """What looks at this recipe's data: chats, labels, compared answers, prompts, texts, pairs."""
     data = read_sections(resolved.recipe).get("data")
     if data is not None and data.class_name == LabelledDataSettings.__name__:
         from sft_kit.class_doctor import show_classes
@@ -115,6 +121,14 @@ def _doctor(resolved: Resolved) -> "Callable[[Console, Resolved, int, Path | Non
         from sft_kit.preference_doctor import show_prompts
 
         return show_prompts
+    if data is not None and data.class_name == TextDataSettings.__name__:
+        from sft_kit.pretrain_doctor import show_pretraining
+
+        return show_pretraining
+    if data is not None and data.class_name == PairDataSettings.__name__:
+        from sft_kit.pretrain_doctor import show_pairs
+
+        return show_pairs
     from sft_kit.label_doctor import show_labels
 
     return show_labels

@@ -1,8 +1,7 @@
 """Labels for texts: many at once, each as if it were alone."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +12,7 @@ from peft import PeftModel
 from sft_kit.data.collators import pad_labelled
 from sft_kit.data.labelled.rows import LabelledExample
 from sft_kit.errors import CheckpointError
+from sft_kit.inference.encoder import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +98,7 @@ def predict_logits(
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
     found: list[torch.Tensor] = []
     accepted = _accepted_names(model)
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = [examples[index] for index in order[start : start + batch_size]]
             found.append(_logits(model, batch, pad_token_id, accepted))
@@ -151,15 +151,3 @@ def _prediction(
         labels = (max(probabilities, key=probabilities.__getitem__),)
         probability = max(shares)
     return Prediction(labels, probability, probabilities)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch off dropout, then put every module back into the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

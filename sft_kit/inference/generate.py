@@ -66,10 +66,10 @@ def generate(
         DataError: Prompts that are empty or leave no room for a reply.
     """
     encoded = [encode_prompt(tokenizer, template, messages) for messages in prompts]
-    rooms = _reply_rooms(model, [len(ids) for ids in encoded], sampling.max_new_tokens)
+    rooms = reply_rooms(model, [len(ids) for ids in encoded], sampling.max_new_tokens)
     stop_token_ids = stop_ids(model, template)
     replies: dict[int, Reply] = {}
-    with _answering(model):
+    with answering(model):
         for batch in _batches(rooms, [len(ids) for ids in encoded], batch_size):
             chosen = [encoded[index] for index in batch]
             completions = _complete(model, chosen, rooms[batch[0]], stop_token_ids, sampling)
@@ -106,7 +106,7 @@ def stream(
         DataError: A prompt that is empty or leaves no room for a reply.
     """
     ids = encode_prompt(tokenizer, template, messages)
-    (room,) = _reply_rooms(model, [len(ids)], sampling.max_new_tokens)
+    (room,) = reply_rooms(model, [len(ids)], sampling.max_new_tokens)
     stop_token_ids = stop_ids(model, template)
     pieces = TextPieces(tokenizer, stop_token_ids, on_text)
     completion = continue_ids(model, ids, room, stop_token_ids, sampling, kept, pieces.take)
@@ -145,7 +145,7 @@ def continue_ids(
     lent: AbstractContextManager[DynamicCache | None] = (
         nullcontext() if kept is None else kept.lent(model, ids, recorder.ids)
     )
-    with _answering(model), lent as cache:
+    with answering(model), lent as cache:
         _complete(model, [list(ids)], num_tokens, stop_token_ids, sampling, recorder, cache)
     return recorder.ids
 
@@ -186,10 +186,19 @@ class _Recorder(BaseStreamer):
         """Do nothing: nothing was held back."""
 
 
-def _reply_rooms(
+def reply_rooms(
     model: "PreTrainedModel | PeftModel", prompt_lengths: Sequence[int], max_new_tokens: int
 ) -> list[int]:
-    """Return how many tokens each reply may have."""
+    """Return how many tokens each reply may have.
+
+    Args:
+        model: Its context bounds prompt and reply together.
+        prompt_lengths: Tokens of each prompt.
+        max_new_tokens: Most tokens of a reply.
+
+    Raises:
+        DataError: Prompts that are empty or leave no room for a reply.
+    """
     context = context_length(model.config)
     problems = []
     for number, length in enumerate(prompt_lengths, start=1):
@@ -255,7 +264,7 @@ def _generation_config(**values: int | list[int]) -> GenerationConfig:
 
 
 @contextmanager
-def _answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
+def answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """Switch off dropout and the checkpoint's own generation settings, then put both back.
 
     `generate` fills whatever its settings leave open from `model.generation_config`: a repetition

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "sft_kit"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 TOP = {"training", "inference", "evaluation", "artifacts", "hub", "label_doctor", "class_doctor",
-       "preference_doctor"}  # fmt: skip
+       "preference_doctor", "pretrain_doctor"}  # fmt: skip
 CONFIG = {"command", "config", "devices", "manifest", "run_log", "settings"}
 LOW = {"errors"} | CONFIG
 MIDDLE = LOW | {"objectives", "data", "models"}

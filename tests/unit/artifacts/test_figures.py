@@ -5,7 +5,12 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from sft_kit.artifacts.figures import write_curves, write_ppo_curves
+from sft_kit.artifacts.figures import (
+    write_curves,
+    write_ppo_curves,
+    write_pretraining_curves,
+)
+from sft_kit.artifacts.folder import _WRITTEN
 
 HISTORY: list[dict[str, float]] = [
     {"step": 1, "loss": 4.0, "learning_rate": 1e-4},
@@ -73,6 +78,47 @@ def test_figures_that_were_never_logged_are_not_drawn(tmp_path: Path):
 def test_a_loss_that_is_no_number_is_no_error(tmp_path: Path):
     history = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}]
     assert write_curves(tmp_path, history) == ["loss.png"]
+
+
+# --- pretraining ---------------------------------------------------------------------------------
+
+PRETRAINING_HISTORY: list[dict[str, float]] = [
+    {"step": 1, "loss": 4.0, "num_input_tokens_seen": 100},
+    {
+        "step": 2, "eval_loss": 3.5, "eval_accuracy": 0.25, "eval_perplexity": 33.0,
+        "num_input_tokens_seen": 230,
+    },
+    {"step": 3, "loss": 3.0, "num_input_tokens_seen": 300},
+    {
+        "step": 4, "eval_loss": 2.5, "eval_accuracy": 0.5, "eval_perplexity": 12.0,
+        "eval_next_sentence_accuracy": 0.75, "eval_unigram_accuracy": 0.125,
+        "num_input_tokens_seen": 450,
+    },
+]  # fmt: skip
+
+
+def test_the_loss_of_a_pretraining_is_drawn_against_tokens(
+    tmp_path: Path, drawn: dict[str, Figure]
+):
+    names = write_pretraining_curves(tmp_path, PRETRAINING_HISTORY)
+    assert names == ["accuracy.png", "perplexity.png", "loss_by_tokens.png"]
+    assert all(_WRITTEN.fullmatch(name) for name in names)
+    assert curves(drawn["loss_by_tokens.png"]) == {
+        "training": [(100, 4.0), (300, 3.0)],
+        "held-out": [(230, 3.5), (450, 2.5)],
+    }
+    assert drawn["loss_by_tokens.png"].axes[0].get_xlabel() == "tokens read"
+    assert curves(drawn["perplexity.png"]) == {"held-out": [(2, 33.0), (4, 12.0)]}
+    assert curves(drawn["accuracy.png"]) == {
+        "held-out": [(2, 0.25), (4, 0.5)],
+        "always the commonest token": [(4, 0.125)],
+        "held-out, next sentence": [(4, 0.75)],
+    }
+
+
+def test_without_a_count_of_tokens_there_is_no_curve_of_them(tmp_path: Path):
+    assert write_pretraining_curves(tmp_path, HISTORY) == ["perplexity.png"]
+    assert write_pretraining_curves(tmp_path, []) == []
 
 
 # --- PPO -----------------------------------------------------------------------------------------
