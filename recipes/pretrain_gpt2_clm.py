@@ -1,27 +1,43 @@
-"""Pretraining of a small GPT-2 from random weights on plain text (causal language modelling).
+"""Pretraining of a decoder on plain text: causal language modelling.
 
-    python data/make_corpus.py && python data/make_instructions.py && python data/train_tokenizer.py
     accelerate launch recipes/pretrain_gpt2_clm.py [--config FILE] [section.key=value ...]
 
-With the settings in `pretrain_gpt2_clm.yaml` beside this file it makes the checkpoint that comes
-with the project, `data/checkpoints/tiny-gpt2`.
+The settings stand in `pretrain_gpt2_clm.yaml` beside this file. With them it makes the checkpoint
+that comes with the project, `data/checkpoints/tiny-gpt2`; its texts and its tokenizer come first:
+
+    python data/make_corpus.py && python data/make_instructions.py && python data/train_tokenizer.py
 """
 
 from dataclasses import dataclass
 from functools import partial
 
+from peft import LoraConfig
 from transformers import Trainer, TrainingArguments, set_seed
 
-from sft_kit.artifacts import open_run, save_run
+from sft_kit.artifacts import open_run, pair_samples, save_run, show_samples
 from sft_kit.config import load_config, run_recipe
-from sft_kit.data.collators import pad_batch
-from sft_kit.data.packing import pack_documents
-from sft_kit.data.splits import load_conversations
-from sft_kit.data.tokenization import to_dataset
-from sft_kit.models.base import load_tokenizer, new_causal_lm
-from sft_kit.settings import DataSettings, ScratchModelSettings
-from sft_kit.training.announce import announce
-from sft_kit.training.callbacks import IsolatedEvaluation, LogFile, StopOnNonFinite
+from sft_kit.data.corpus.collators import pad_corrupted
+from sft_kit.data.corpus.datasets import make_datasets
+from sft_kit.data.corpus.texts import load_texts
+from sft_kit.data.corpus.vocabulary import vocabulary_of
+from sft_kit.data.corruption.choose import corruption_of, objective_of
+from sft_kit.inference.filling import choose_prompts, write_plain
+from sft_kit.models.adapters import attach_lora
+from sft_kit.models.attention_masks import take_documents
+from sft_kit.models.pretraining import (
+    checkpoint_of,
+    describe_start,
+    load_pretraining_model,
+    load_pretraining_tokenizer,
+)
+from sft_kit.settings import CausalSettings, PretrainModelSettings, SampleSettings, TextDataSettings
+from sft_kit.training.announce import announce_pretraining
+from sft_kit.training.callbacks import (
+    FreshCorruption,
+    IsolatedEvaluation,
+    LogFile,
+    StopOnNonFinite,
+)
 from sft_kit.training.facts import derive_facts
 from sft_kit.training.metrics import (
     causal_lm_loss,
@@ -36,42 +52,75 @@ from sft_kit.training.metrics import (
 class Settings:
     """The sections of the YAML; each is the class that uses it."""
 
-    model: ScratchModelSettings
-    data: DataSettings
+    model: PretrainModelSettings
+    adapter: LoraConfig | None
+    data: TextDataSettings
+    pretrain: CausalSettings
     train: TrainingArguments
+    sample: SampleSettings
 
 
 def main() -> None:
-    """Read, pack, train, save."""
+    """Read, pack, train, compare, save."""
     config = load_config(Settings, __file__)
     settings = config.settings
     run = open_run(config)
 
-    tokenizer = load_tokenizer(settings.model)
-    documents = load_conversations(settings.data)
-    train_windows = pack_documents(documents.train, tokenizer, settings.data.max_length)
-    eval_windows = pack_documents(documents.eval, tokenizer, settings.data.max_length)
+    tokenizer = load_pretraining_tokenizer(settings.model)
+    objective = objective_of(settings.pretrain, settings.data.max_length)
+    vocabulary = vocabulary_of(tokenizer, objective.needs)
+    prompts, left_out = choose_prompts(tokenizer, settings.sample.prompts, objective.name)
+    texts = load_texts(settings.data)
+    corrupt = corruption_of(settings.pretrain, vocabulary, tokenizer)
+    rows = make_datasets(
+        texts, tokenizer, vocabulary, settings.data, objective, corrupt, settings.train.seed
+    )
 
     set_seed(settings.train.seed)  # before the model draws its first weights
-    model = new_causal_lm(settings.model, tokenizer)
+    base = load_pretraining_model(
+        settings.model,
+        tokenizer,
+        objective.kind,
+        num_token_types=objective.num_token_types,
+        has_adapter=settings.adapter is not None,
+    )
+    model = attach_lora(base, settings.adapter)
+    take_documents(model)  # attention as `documents` and prefixes ask
+    written_before = write_plain(
+        model, tokenizer, prompts, settings.sample, kind=objective.kind, objective=objective.name
+    )
     trainer = Trainer(
         model=model,
         args=settings.train,
-        train_dataset=to_dataset(train_windows),
-        eval_dataset=to_dataset(eval_windows),
-        data_collator=partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
+        train_dataset=rows.train,
+        eval_dataset=rows.eval,
+        data_collator=partial(pad_corrupted, pad_token_id=tokenizer.pad_token_id),
         compute_loss_func=causal_lm_loss,
         preprocess_logits_for_metrics=label_nll,
         compute_metrics=language_metrics,
-        callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite()],
+        callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite(), FreshCorruption(rows.train)],
     )
-    facts = derive_facts(trainer, train_windows)
-    announce(facts, [*config.notes, *documents.notes()], [], train_windows[0], tokenizer)
-    run.begin(facts=facts, data=documents.describe())
+    facts = derive_facts(trainer, rows.train, max_length=settings.data.max_length)
+    notes = [*config.notes, *texts.notes(), *rows.notes(), *left_out]
+    announce_pretraining(facts, notes, rows.warnings, rows.first, tokenizer)
+    run.begin(
+        facts=facts,
+        data=texts.describe(),
+        pretraining=objective.describe(),
+        **describe_start(settings.model),
+    )
 
     trainer.train(resume_from_checkpoint=run.checkpoint)
     metrics = held_out_metrics(trainer, "eval") | run_metrics(trainer)
-    save_run(run, model, tokenizer, metrics, trainer.state.log_history)
+    written = write_plain(
+        model, tokenizer, prompts, settings.sample, kind=objective.kind, objective=objective.name
+    )
+
+    samples = pair_samples(prompts, written_before, written)
+    history = trainer.state.log_history
+    checkpoint = checkpoint_of(settings.model)
+    save_run(run, model, tokenizer, metrics, history, base=checkpoint, samples=samples)
+    show_samples(samples, "before training")
     run.announce_end(metrics)
 
 
