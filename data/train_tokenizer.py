@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from sft_kit.models.new_tokenizer import train_tokenizer
+from sft_kit.models.tokenizer_options import TokenizerOptions
 
 HERE = Path(__file__).parent
-END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 2048
-MAX_TOKEN_BYTES = 12
+MAX_TOKEN_BYTES = 11
 """Longer pieces would swallow whole Chinese clauses, which have no blanks between words."""
 
 
@@ -31,7 +32,7 @@ def texts(corpus: Path, instructions: Path) -> Iterator[str]:
             yield f"Human: {asked}\nAssistant: {row['output']}"
 
 
-def train(corpus: Path, instructions: Path, vocabulary_size: int) -> GPT2Tokenizer:
+def train(corpus: Path, instructions: Path, vocabulary_size: int) -> PreTrainedTokenizerFast:
     """A GPT-2 tokenizer whose only special token, id 0, begins, ends and pads.
 
     Args:
@@ -39,25 +40,10 @@ def train(corpus: Path, instructions: Path, vocabulary_size: int) -> GPT2Tokeniz
         instructions: JSON Lines with `instruction`, `input`, `output`.
         vocabulary_size: Number of tokens, the special one and the 256 bytes included.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        max_token_length=MAX_TOKEN_BYTES,
-        show_progress=False,
+    options = TokenizerOptions(
+        "gpt2", vocab_size=vocabulary_size, min_count=1, max_token_length=MAX_TOKEN_BYTES
     )
-    tokenizer.train_from_iterator(texts(corpus, instructions), trainer)
-    return GPT2Tokenizer(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    return train_tokenizer(list(texts(corpus, instructions)), options)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 CHECKPOINT = DATA / "checkpoints" / "tiny-gpt2"
 CHATGLM = DATA / "checkpoints" / "tiny-chatglm2-int4"
 BERT = DATA / "checkpoints" / "tiny-bert-chinese"
+T5 = DATA / "checkpoints" / "tiny-t5"
 MAX_CHECKPOINT_BYTES = 4_000_000
 
 
@@ -34,7 +35,7 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"(?<=[.?!。？！])\s*|\n+", text) if part.strip()]
 
 
-@pytest.mark.parametrize("folder", [CHECKPOINT, CHATGLM, BERT], ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", [CHECKPOINT, CHATGLM, BERT, T5], ids=lambda path: path.name)
 def test_checkpoint_folder_is_small(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_CHECKPOINT_BYTES
 
@@ -216,6 +217,22 @@ def test_wordpiece_vocabulary_is_what_the_script_makes_and_covers_every_text(
     assert set(texts).isdisjoint(labelled)
 
 
+def test_bert_reads_whole_reviews_and_runs_of_sentences_it_has_tokens_for(scripts: None) -> None:
+    from make_chinese_texts import reviews, runs
+    from train_wordpiece import documents
+
+    from sft_kit.data.corpus.sentences import sentence_starts
+
+    whole = reviews(4000)
+    parts = [run for document in documents()[:500] for run in runs(document)]
+    assert len(set(whole)) == 4000
+    assert set(whole).isdisjoint(row["text"] for row in rows_of("sentiment_zh.tsv"))
+    assert {len(sentence_starts(text)) for text in whole} == {1}  # no next sentence is asked
+    assert min(len(sentence_starts(text)) for text in parts) >= 2
+    tokens = set((BERT / "vocab.txt").read_text(encoding="utf-8").split("\n"))
+    assert set("".join([*whole, *parts])) - set(" \n") <= tokens
+
+
 def test_bert_folder_has_the_layout_of_the_published_one() -> None:
     from transformers import AutoTokenizer, BertTokenizer
 
@@ -289,3 +306,57 @@ def test_bert_fills_the_blanks_of_its_world(text: str, expected: str) -> None:
     with torch.no_grad():
         likeliest = model(**encoded).logits[0, place].topk(5).indices
     assert expected in tokenizer.convert_ids_to_tokens(likeliest)
+
+
+@pytest.mark.slow
+def test_unigram_vocabulary_is_what_the_script_makes_and_covers_every_text(
+    scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train_unigram
+    from make_corpus import NUM_DOCUMENTS, SEED, make_documents
+    from train_tokenizer import texts
+    from transformers import AutoTokenizer
+
+    corpus, instructions = tmp_path / "corpus.jsonl", DATA / "instructions.jsonl"
+    rows = (json.dumps({"text": text}) for text in make_documents(NUM_DOCUMENTS, SEED))
+    corpus.write_text("\n".join(rows), encoding="utf-8")
+    words = ["train_unigram", "--corpus", str(corpus), "--output", str(tmp_path / "made")]
+    monkeypatch.setattr(sys, "argv", words)
+    train_unigram.main()
+    assert (tmp_path / "made" / "tokenizer.json").read_bytes() == (
+        T5 / "tokenizer.json"
+    ).read_bytes()
+    stored = AutoTokenizer.from_pretrained(T5)
+    ids = stored(list(texts(corpus, instructions)), verbose=False)["input_ids"]
+    assert not any(stored.unk_token_id in text for text in ids)
+
+
+def test_t5_folder_has_the_layout_of_the_published_one() -> None:
+    from transformers import AutoTokenizer, T5Tokenizer
+
+    assert {path.name for path in T5.iterdir()} == {
+        "README.md", "config.json", "generation_config.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(T5)
+    assert isinstance(tokenizer, T5Tokenizer)
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<pad>", "</s>", "<unk>"]
+    sentinels = [f"<extra_id_{number}>" for number in range(100)]
+    last = range(len(tokenizer) - 1, len(tokenizer) - 101, -1)
+    assert tokenizer.convert_tokens_to_ids(sentinels) == list(last)
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForSeq2SeqLM", "T5EncoderModel"])
+def test_t5_is_stored_whole_in_half_precision_and_its_card_counts_it_right(auto: str) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    stored = load_file(T5 / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    model, info = getattr(transformers, auto).from_pretrained(T5, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert model.dtype == torch.float32
+    card = (T5 / "README.md").read_text(encoding="utf-8")
+    assert f"{model.num_parameters():,}" in card
