@@ -28,7 +28,10 @@ def layer_bytes(weights: str, num_bytes: int) -> int:
 def test_every_benchmark_is_run_here() -> None:
     found = {path.name for path in BENCHMARKS.glob("*.py")}
     worlds = {"ppo_worlds.py", "ppo_exact_optimum.py", "ppo_vs_trl.py", "ppo_trl_side.py"}
-    assert found == {"chatglm_int4.py", "classification.py"} | worlds
+    spelling = {"spelling.py", "spelling_model.py", "spelling_scores.py"}
+    pretraining = {"masked_lm.py", "pretraining_runs.py"} | spelling
+    pretraining |= {"masking_speed.py", "pretraining_throughput.py", "tiny_shakespeare.py"}
+    assert found == {"chatglm_int4.py", "classification.py"} | worlds | pretraining
 
 
 @pytest.mark.slow
@@ -131,3 +134,96 @@ def test_the_classification_benchmark_collects_what_its_run_has_left(tmp_path: P
         "majority_macro_f1": pytest.approx(1 / 3, abs=5e-5),  # four digits are written
     }
     assert str(tmp_path) not in json.dumps(result)
+
+
+# --- pretraining ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def verses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 300 short lines in blocks of six, with Chinese for what needs it."""
+    words = ("rose", "moon", "river", "stone", "bird", "snow", "light", "night")
+    lines = [
+        f"The {words[number % 8]} and the {words[number * 5 % 7]} sing {words[number // 8 % 8]}."
+        for number in range(300)
+    ]
+    lines[::6] = ["他和她再在河里，得到它的花。"] * 50
+    blocks = ["\n".join(lines[first : first + 6]) for first in range(0, len(lines), 6)]
+    path = tmp_path_factory.mktemp("verses") / "verses.txt"
+    path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_tiny_shakespeare_as_a_plain_loop_does(
+    verses: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    script = [sys.executable, str(BENCHMARKS / "tiny_shakespeare.py"), "--data", str(verses)]
+    done = subprocess.run(
+        [*script, "--steps", "50", "--rounds", "1", "--json", str(file)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
+    assert list(figures) == ["recipe", "plain", "fused"]
+    for side, row in figures.items():
+        assert row["loss"] == pytest.approx(figures["plain"]["loss"], abs=2e-3), side
+        assert row["losses"] == [row["loss"]]
+        assert row["loss"] < 2.5  # nats of about 30 different characters: 3.4
+        assert min(row["seconds"], row["cpu_seconds"]) > 0
+        assert f"{row['loss']:.4f}" in done.stdout
+
+
+def test_tiny_shakespeare_says_which_text_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SFT_KIT_REAL_DATA", raising=False)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = importlib.import_module("tiny_shakespeare")
+    with pytest.raises(SystemExit):
+        benchmark.main([])
+    assert "--data: found nothing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_throughput_benchmark_finds_both_pipelines_alike_and_measures_them(
+    verses: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    checkpoints = BENCHMARKS.parent / "data" / "checkpoints"
+    tokenizers = ["--bert", str(checkpoints / "tiny-bert-chinese")]
+    tokenizers += ["--gpt2", str(checkpoints / "tiny-gpt2")]
+    script = [sys.executable, str(BENCHMARKS / "pretraining_throughput.py"), "--text", str(verses)]
+    done = subprocess.run(
+        [*script, *tokenizers, "--shape", "tiny", "--steps", "3", "--rounds", "1", "--json", file],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
+    assert {name: list(sides) for name, sides in figures.items()} == {
+        "mlm": ["ours", "theirs"],
+        "clm": ["ours", "theirs"],
+    }
+    for sides in figures.values():
+        for row in sides.values():
+            assert min(row.values()) > 0
+            assert f"{row['tokens_per_second']:,.0f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_masking_benchmark_measures_every_corruption(verses: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    script = [sys.executable, str(BENCHMARKS / "masking_speed.py"), "--text", str(verses)]
+    done = subprocess.run(
+        [*script, "--rows", "32", "--rounds", "1", "--json", str(file)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    speeds = json.loads(file.read_text(encoding="utf-8"))["tokens_per_second"]
+    ours = {name for name in speeds if not name.startswith("transformers")}
+    assert len(ours) == 10
+    for name, row in speeds.items():
+        assert set(row) == ({"corrupt", "batch"} if name in ours else {"batch"})
+        assert min(row.values()) > 0
+        assert f"{row['batch'] / 1e6:.2f}" in done.stdout
