@@ -19,7 +19,7 @@ import sft_kit
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
 YAMLS = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-NUM_RECIPES = 8
+NUM_RECIPES = 13
 
 
 def run_python(*arguments: str, folder: Path = REPOSITORY) -> str:
@@ -120,7 +120,7 @@ def test_every_recipe_is_a_pair_named_stage_model_method() -> None:
     assert len(RECIPES) == NUM_RECIPES
     assert [path.stem for path in RECIPES] == [path.stem for path in YAMLS]
     for path in RECIPES:
-        assert re.fullmatch(r"[a-z]+(_[a-z0-9]+){2,3}", path.stem), path
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+){2,3}", path.stem), path
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
