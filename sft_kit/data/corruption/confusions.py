@@ -28,7 +28,7 @@ _SIMPLIFIED = ("gb2312", 0xB0, 0xD7)
 _TRADITIONAL = ("big5", 0xA4, 0xC6)
 """Encoding and rows of the first level of two national standards: 3,755 and 5,401 characters."""
 _ACCEPTED = 'accepts an object of character -> characters, such as {"天": "夭大"}'
-_TODO = 'write it as "天": "夭大" or as "天": ["夭", "大"]'
+_HOW_TO_WRITE = 'write it as "天": "夭大" or as "天": ["夭", "大"]'
 
 Groups = Mapping[str, Iterable[str]]
 """Character -> characters it is mistaken for."""
@@ -239,7 +239,7 @@ def _read_confusions(path: str) -> dict[str, set[str]]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: found a JSON {type(content).__name__}, {_ACCEPTED}")
     problems = [
-        Problem(path, repr(key), found, _TODO)
+        Problem(path, repr(key), found, _HOW_TO_WRITE)
         for key, value in content.items()
         if (found := _wrong_confusion(key, value))
     ]
