@@ -82,6 +82,23 @@ class ReadReport:
     fingerprint: str = ""
     eval_fingerprint: str = ""
 
+    def describe(self, num_train: int, num_eval: int) -> dict[str, object]:
+        """Counts and fingerprints, for the record of a run.
+
+        Args:
+            num_train: Rows to train on.
+            num_eval: Rows held out.
+        """
+        return {
+            "num_train_rows": num_train,
+            "num_eval_rows": num_eval,
+            "num_bad_rows": self.num_bad_rows,
+            "num_duplicates": self.num_duplicates,
+            "num_overlaps": self.num_overlaps,
+            "fingerprint": self.fingerprint,
+            "eval_fingerprint": self.eval_fingerprint,
+        }
+
 
 @dataclass(slots=True)
 class Splits:
@@ -111,16 +128,8 @@ class Splits:
 
     def describe(self) -> dict[str, object]:
         """Counts and fingerprints, for the record of a run."""
-        return {
-            "format": self.report.format,
-            "num_train_rows": len(self.train),
-            "num_eval_rows": len(self.eval),
-            "num_bad_rows": self.report.num_bad_rows,
-            "num_duplicates": self.report.num_duplicates,
-            "num_overlaps": self.report.num_overlaps,
-            "fingerprint": self.report.fingerprint,
-            "eval_fingerprint": self.report.eval_fingerprint,
-        }
+        counts = self.report.describe(len(self.train), len(self.eval))
+        return {"format": self.report.format, **counts}
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,4 @@ class TextSplits:
 
     def describe(self) -> dict[str, object]:
         """Counts and fingerprints, for the record of a run."""
-        return {
-            "num_train_rows": len(self.train),
-            "num_eval_rows": len(self.eval),
-            "num_bad_rows": self.report.num_bad_rows,
-            "num_duplicates": self.report.num_duplicates,
-            "num_overlaps": self.report.num_overlaps,
-            "fingerprint": self.report.fingerprint,
-            "eval_fingerprint": self.report.eval_fingerprint,
-        }
+        return self.report.describe(len(self.train), len(self.eval))
