@@ -5,7 +5,7 @@
 
 FOLDER holds `wikitext2_part/valid.txt` and `poetry_zh/poet.tang.*.json`. Each experiment trains a
 tokenizer and then a new model on 25 %, 50 % and all of the training texts, for the same number of
-steps, in processes of their own. Whole texts are held out; what is hidden of them is the same in
+epochs, in processes of their own. Whole texts are held out; what is hidden of them is the same in
 all runs of an experiment. `recipes/results/NAME.json` gets the figures: accuracy at the hidden
 tokens beside that of always answering the most frequent token (`unigram_accuracy`), both also
 without punctuation, where they are counted a second time, token by token. `--table` writes the
@@ -44,6 +44,7 @@ NUM_POEMS = 10_000
 HELD_OUT_FRACTION = 0.1
 TABLE = "figures of masked words"
 TOKENIZER = {"wikitext": ["--lowercase", "--vocab-size", "8000"], "tang": []}
+NUM_EPOCHS = {"wikitext": 6, "tang": 3}
 PROMPTS = {"wikitext": "He was [MASK] to the city.", "tang": "明月[MASK]高樓，"}
 COMMON = (
     "data.path=$WORK/train.jsonl",
@@ -51,16 +52,18 @@ COMMON = (
     "data.eval_fraction=0",
     "data.max_length=64",
     "model.tokenizer=$WORK/tokenizer",
+    "model.architecture=roformer",  # BERT with rotary positions
     "model.config.num_hidden_layers=2",
-    "train.per_device_train_batch_size=8",  # many small steps find out about positions sooner
+    "train.per_device_train_batch_size=8",
     "train.learning_rate=2e-3",
-    "train.max_steps=6000",
+    "train.max_steps=-1",
     "train.eval_strategy=no",
     "train.save_strategy=no",
 )
 EXPERIMENTS: Mapping[str, tuple[str, ...]] = {
     f"masked_{text}_{objective}": (
         *COMMON,
+        f"train.num_train_epochs={NUM_EPOCHS[text]}",
         f"pretrain.objective={objective}",
         f'sample.prompts=["{PROMPTS[text]}"]',
     )

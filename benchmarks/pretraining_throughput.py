@@ -7,8 +7,8 @@ r"""Pretraining recipes beside transformers' example scripts: the same model, te
 
 The other side is what `run_mlm.py` and `run_clm.py` do: `datasets` tokenizes and groups, a
 collator masks, the Trainer trains with the model's own loss. Both have the same new model, batch
-size, length and precision. Before anything is timed, both losses are taken of one batch, and their
-gradients.
+size and length; the same precision, too, but with `--bf16 ours`. Before anything is timed, both
+losses are taken of one batch, and their gradients.
 
 A side runs in a process of its own, the sides in turn; figures are medians of steps, then of
 rounds. `all s` is from the text to the last step, imports and saving aside.
@@ -66,6 +66,11 @@ SIDES = ("ours", "theirs")
 LENGTH, BATCH, MASKED = 128, 8, 0.15
 SHAPES = {"tiny": (32, 1, 2), "small": (256, 4, 4), "base": (768, 12, 12)}
 """Width, layers, heads."""
+PRECISIONS = {
+    "none": "float32",
+    "ours": "ours in bfloat16 autocast, theirs in float32",
+    "both": "bfloat16 autocast",
+}
 TOLERANCE = 2e-6
 """Two orders of adding up the same numbers."""
 
@@ -121,7 +126,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on both sides")
+    parser.add_argument(
+        "--bf16", choices=("none", "ours", "both"), default="none", help="bfloat16 autocast"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--side", choices=(*SIDES, "check"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -144,9 +151,8 @@ def child(options: argparse.Namespace, objective: str, side: str, work: Path) ->
     command += ["--objectives", objective, "--text", str(options.text.resolve())]
     tokenizer = TOKENIZERS[objective]
     command += [f"--{tokenizer}", str(getattr(options, tokenizer).resolve())]
-    for name in ("shape", "dropout", "steps"):
+    for name in ("shape", "dropout", "steps", "bf16"):
         command += [f"--{name}", str(getattr(options, name))]
-    command += ["--bf16"] if options.bf16 else []
     places = {"HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
     if done.returncode:
@@ -246,7 +252,7 @@ def training(options: argparse.Namespace) -> dict[str, object]:
         "save_strategy": "no",
         "disable_tqdm": True,
         "report_to": "none",
-        "bf16": options.bf16,
+        "bf16": options.bf16 == "both" or options.bf16 == options.side,
     }
 
 
@@ -387,7 +393,7 @@ def show(record: dict[str, Any]) -> None:
     width, layers, heads = SHAPES[options["shape"]]
     table = Table(
         title=f"width {width}, {layers} layers, {heads} heads, dropout {options['dropout']}, "
-        f"{'bfloat16 autocast' if options['bf16'] else 'float32'}, CPU with {record['threads']} "
+        f"{PRECISIONS[options['bf16']]}, CPU with {record['threads']} "
         "thread(s)",
         caption=f"medians of {options['rounds']} rounds of {options['steps']} steps of {BATCH} x "
         f"{LENGTH} tokens; `all` is from the text to the last step",
