@@ -10,7 +10,7 @@ from pathlib import Path
 from sft_kit.config.schema import Section
 from sft_kit.config.validation import CheckedSection, check_section, unknown_section
 from sft_kit.config.yaml_text import Node, display, read_value, read_yaml
-from sft_kit.errors import ConfigError, Problem
+from sft_kit.errors import MAX_SHOWN_PROBLEMS, ConfigError, Problem
 
 COMMAND_LINE = "command line"
 _CHECKPOINT = "checkpoint"
@@ -54,6 +54,8 @@ def merge_file(reading: Reading, path: Path) -> None:
             if isinstance(node.value, dict):
                 _make_way(reading, name, node.value, display(path))
             reading.merged[name] = _merge(reading.merged.get(name), node)
+        elif len(reading.problems) >= MAX_SHOWN_PROBLEMS:
+            reading.problems.append(Problem(node.where, name, "found an unknown section"))
         else:
             problem = unknown_section(name, node, reading.sections)
             reading.problems.append(problem)
@@ -169,7 +171,7 @@ def check_sections(reading: Reading, main: str) -> dict[str, CheckedSection]:
         elif isinstance(node.value, dict) and name not in reading.meant:
             checked[name] = check_section(section, node, reading.sections)
             reading.problems.extend(checked[name].problems)
-        elif node.value is None and section.nullable:
+        elif node.value is None and section.nullable and name not in reading.meant:
             checked[name] = CheckedSection()
             reading.merged[name] = node
         elif name not in reading.meant:

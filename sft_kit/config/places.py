@@ -3,6 +3,9 @@
 import tempfile
 from pathlib import Path
 
+TRIAL_PREFIX = ".sft-kit-"
+"""Beginning of the names of folders made to see whether it can be done."""
+
 
 def why_not_writable(folder: Path) -> str:
     """Make a hidden folder in a folder, or in the nearest one above it that exists, and remove it.
@@ -15,7 +18,7 @@ def why_not_writable(folder: Path) -> str:
     place = folder
     try:
         place = next(one for one in (folder, *folder.resolve().parents) if one.exists())
-        with tempfile.TemporaryDirectory(prefix=".", dir=place):
+        with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=place):
             return ""
     except OSError as error:
         return f"{place} does not allow it: {error.strerror or error}"

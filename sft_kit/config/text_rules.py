@@ -25,7 +25,8 @@ def _one_model(view: View) -> Iterator[Problem]:
     elif view.get("model.tokenizer") is None:
         found = "found neither model.checkpoint nor model.tokenizer, accepts one of them"
         todo = "name a checkpoint to go on with, or the tokenizer of a new model"
-        yield view.problem("model.checkpoint", found, todo)
+        key = "model.tokenizer" if view.is_given("model.tokenizer") else "model.checkpoint"
+        yield view.problem(key, found, todo)
 
 
 def _of_a_checkpoint(key: str, without: str | None, todo: str) -> Rule:

@@ -8,7 +8,7 @@ from sft_kit.config.schema import Section, Setting, describe
 from sft_kit.config.suggestions import did_you_mean, most_alike, nearest
 from sft_kit.config.tables import ALIASES, OLD_NAMES, REFUSED, RENAMED
 from sft_kit.config.yaml_text import Node, scalar
-from sft_kit.errors import Problem
+from sft_kit.errors import MAX_SHOWN_PROBLEMS, Problem
 
 _MAX_SHOWN = 60
 _MAX_LISTED = 8
@@ -72,7 +72,10 @@ def check_section(section: Section, node: Node, sections: Mapping[str, Section])
     result = CheckedSection(notes=notes, problems=problems)
     for key, child in node.value.items():
         setting = section.settings.get(key)
-        if setting is None:
+        if setting is None and len(result.problems) >= MAX_SHOWN_PROBLEMS:
+            # Looking for the name that was meant takes milliseconds, and nobody would read it.
+            found = [Problem(child.where, f"{section.name}.{key}", "found an unknown key")]
+        elif setting is None:
             problem, meant = _unknown_key(key, child, section, sections)
             result.meant.update(meant)
             found = [problem]

@@ -1,37 +1,36 @@
 """YAML 1.2 text as a tree of values that know their line.
 
-Scalars follow the core schema of YAML 1.2 to the letter: `2e-4` is a number, `no` is text, `1_000`
-and `2024-01-01` are text. What could hide a mistake is refused: duplicate keys, tags, several
-documents, keys that are no text.
+What could hide a mistake is refused: duplicate keys, tags, several documents, keys that are no
+text.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from sft_kit.config.core_schema import Scalar, resolve
+from sft_kit.config.yaml_faults import (
+    LINE_BREAK,
+    in_plain_words,
+    is_noticed_late,
+    key_of_line,
+    line_to_repair,
+)
 from sft_kit.errors import ConfigError, Problem
 
-Scalar: TypeAlias = "str | int | float | bool | None"
-
-MAX_BYTES = 1_000_000
+MAX_BYTES = 250_000
 MAX_DEPTH = 20
 MAX_NODES = 10_000
-
-_NULL = frozenset({"", "~", "null", "Null", "NULL"})
-_TRUE = frozenset({"true", "True", "TRUE"})
-_FALSE = frozenset({"false", "False", "FALSE"})
-_DECIMAL = re.compile(r"[-+]?[0-9]+")
-_OCTAL = re.compile(r"0o[0-7]+")
-_HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+MAX_KEY_CHARACTERS = 1_024
+_MAX_SHOWN = 60
+_SAVE_AS_UTF8 = "save the file as UTF-8"
+# Line ends in YAML 1.1 and by the parser, text in YAML 1.2: nobody knows what a reader makes of it.
+_ODD_LINE_END = re.compile("[\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +106,7 @@ def read_value(text: str, where: str) -> Node:
 
 def scalar(written: str, where: str) -> Node:
     """Resolve an unquoted scalar by the core schema of YAML 1.2."""
-    value: Scalar = written
-    fault = ""
-    if written in _NULL:
-        value = None
-    elif written in _TRUE:
-        value = True
-    elif written in _FALSE:
-        value = False
-    elif base := _base_of_integer(written):
-        value, fault = _integer(written, base)
-    elif _FLOAT.fullmatch(written):
-        value, fault = _number(written)
-    elif _NOT_FINITE.fullmatch(written):
-        fault = "accepts finite numbers"
+    value, fault = resolve(written)
     return Node(value, where, written, fault)
 
 
@@ -132,46 +118,30 @@ def display(path: Path) -> str:
     return shown.as_posix()
 
 
-def _base_of_integer(written: str) -> int:
-    if _DECIMAL.fullmatch(written):
-        return 10
-    if _OCTAL.fullmatch(written):
-        return 8
-    return 16 if _HEXADECIMAL.fullmatch(written) else 0
-
-
-def _integer(written: str, base: int) -> tuple[Scalar, str]:
-    digits = written if base == 10 else written[2:]
-    # 64 characters hold any 64-bit number in these bases; Python refuses to convert very long ones.
-    value = int(digits, base) if len(digits.lstrip("+-0")) <= 64 else 2**63
-    if not -(2**63) <= value < 2**63:
-        return written, "accepts whole numbers of at most 64 bits"
-    return value, ""
-
-
-def _number(written: str) -> tuple[Scalar, str]:
-    value = float(written)
-    if math.isinf(value):
-        return written, "accepts numbers up to 1.8e308"
-    mantissa = re.split("[eE]", written)[0]
-    if value == 0.0 and mantissa.strip("+-0."):
-        return written, "accepts 0 or numbers from 5e-324"
-    return value, ""
-
-
 def _read_text(path: Path, name: str) -> str:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
     except OSError as error:
         raise _refusal(name, f"can't be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
-        raise _refusal(f"{name}:1", f"found {len(data):,} bytes, accepts {MAX_BYTES:,} at most")
+        found = f"found more than {MAX_BYTES:,} bytes, accepts a settings file"
+        raise _refusal(f"{name}:1", found, "name the YAML of a recipe")
+    if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise _refusal(f"{name}:{line}", "found a NUL byte, accepts UTF-8 text", _SAVE_AS_UTF8)
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         found = f"found byte 0x{data[error.start]:02x}, accepts UTF-8 text"
-        raise _refusal(f"{name}:{line}", found, "save the file as UTF-8") from error
+        raise _refusal(f"{name}:{line}", found, _SAVE_AS_UTF8) from error
+    if odd := _ODD_LINE_END.search(text):
+        line = text.count("\n", 0, odd.start()) + 1
+        code = f"{ord(odd[0]):04x}"
+        found = f"found the invisible line end U+{code.upper()}, accepts \\n and \\r\\n"
+        raise _refusal(f"{name}:{line}", found, f'remove it, or write "\\u{code}" in quotes')
+    return text
 
 
 def _refusal(where: str, message: str, todo: str = "") -> ConfigError:
@@ -180,12 +150,14 @@ def _refusal(where: str, message: str, todo: str = "") -> ConfigError:
 
 class _Mark(Protocol):
     line: int
+    column: int
 
 
 class _Event(Protocol):
     """The parts of ruamel's parser events that are read here; which exist depends on the kind."""
 
     start_mark: _Mark
+    end_mark: _Mark
     anchor: str | None
     ctag: object
     value: str
@@ -203,6 +175,10 @@ class _Reader:
     problems: list[Problem] = field(default_factory=list)
     anchors: dict[str, Node] = field(default_factory=dict)
     line: int = 1
+    first_line: int = 0
+    num_nodes: int = 0
+    path: tuple[str, ...] = ()
+    long_quote: tuple[int, int] = (0, 0)
     events: Iterator[tuple[str, _Event]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -220,6 +196,7 @@ class _Reader:
         return root
 
     def _check_document(self, number: int, event: _Event) -> None:
+        self.path = ()
         if number > 1:
             raise self._stop("found a second document, accepts one", "remove the line `---`")
         if event.version not in (None, (1, 2)):
@@ -231,46 +208,61 @@ class _Reader:
         try:
             for event in parser.parse(self.text):
                 self.line = event.start_mark.line + 1
-                yield type(event).__name__.removesuffix("Event"), event
+                kind = type(event).__name__.removesuffix("Event")
+                if kind == "Scalar" and event.style in ("'", '"'):
+                    self.long_quote = (self.line, event.end_mark.line + 1)
+                yield kind, event
         except MarkedYAMLError as error:
             reason = str(error.problem or error.context)
-            mark = error.problem_mark or error.context_mark
-            if "end" in reason and "stream" in reason:
-                # An open bracket or quote is noticed at the end of the file: name where it opens.
-                mark = error.context_mark or mark
-            self.line = mark.line + 1 if mark else self.line
+            self._place_error(reason, error.problem_mark, error.context_mark)
             raise self._syntax_error(reason) from error
         except YAMLError as error:
             position = getattr(error, "position", 0)
-            self.line = len(_LINE_BREAK.findall(self.text[:position])) + 1
+            self.line = len(LINE_BREAK.findall(self.text[:position])) + 1
             raise self._syntax_error(str(error).split("\n")[0]) from error
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
             # The parser lets a few of Python's own errors through, for example on "\U99999999".
             raise self._syntax_error(str(error)) from error
 
+    def _place_error(self, reason: str, noticed: _Mark | None, opened: _Mark | None) -> None:
+        lines = LINE_BREAK.split(self.text)
+        mark = noticed or opened
+        if mark and opened and is_noticed_late(reason, lines[mark.line]):
+            mark = opened
+        if mark:
+            self.line = line_to_repair(lines[: mark.line + 1], mark.column, self.long_quote)
+        if self.num_nodes == 1 and reason.startswith("expected '<document start>'"):
+            self.line = self.first_line
+
     def _syntax_error(self, reason: str) -> ConfigError:
-        num_lines = len(_LINE_BREAK.findall(self.text.rstrip("\r\n"))) + 1
+        lines = LINE_BREAK.split(self.text)
+        num_lines = len(LINE_BREAK.split(self.text.rstrip("\r\n")))
         self.line = min(self.line, num_lines)
-        lines = _LINE_BREAK.split(self.text)
-        near = lines[max(0, self.line - 2) : self.line + 1]
-        has_tab = any("\t" in line for line in near)
-        todo = "indent with spaces, never with tabs" if has_tab else ""
-        return self._stop(f"found broken YAML: {reason}", todo)
+        self.path = key_of_line(lines[: self.line])
+        return self._stop(*in_plain_words(reason, lines, self.line))
 
     def _stop(self, message: str, todo: str = "") -> ConfigError:
-        return ConfigError(
-            f"{self.name}: can't be used", [Problem(self._place(), "", message, todo)]
-        )
+        problem = Problem(self._place(), ".".join(self.path), message, todo)
+        return ConfigError(f"{self.name}: can't be used", [problem])
+
+    def _too_many(self) -> ConfigError:
+        return self._stop(f"found more than {MAX_NODES:,} values, accepts a settings file")
 
     def _place(self) -> str:
         return f"{self.name}:{self.line}" if self.has_lines else self.name
 
     def _node(self, kind: str, event: _Event, path: tuple[str, ...], depth: int) -> Node:
         where = self._place()
+        self.path = path
+        self.num_nodes += 1
+        self.first_line = self.first_line or self.line
+        if self.num_nodes > MAX_NODES:
+            raise self._too_many()
         if kind == "Alias":
             return self._alias(event.anchor or "", where)
         if event.ctag is not None:
-            raise self._stop(f"found the tag {event.ctag}, accepts values without tags")
+            found = f"found the tag {str(event.ctag)[:_MAX_SHOWN]}, accepts values without tags"
+            raise self._stop(found)
         if depth > MAX_DEPTH:
             raise self._stop(f"found more than {MAX_DEPTH} levels, accepts section and key")
         if kind == "Scalar":
@@ -281,13 +273,14 @@ class _Reader:
         else:
             node = self._mapping(where, path, depth)
         if node.size > MAX_NODES:
-            raise self._stop(f"found more than {MAX_NODES:,} values, accepts a settings file")
+            raise self._too_many()
         if event.anchor is not None:
             self.anchors[event.anchor] = node
         return node
 
     def _alias(self, anchor: str, where: str) -> Node:
         if anchor not in self.anchors:
+            anchor = anchor[:_MAX_SHOWN]
             raise self._stop(f"found *{anchor} without a finished &{anchor} above it")
         return replace(self.anchors[anchor], where=where)
 
@@ -315,9 +308,13 @@ class _Reader:
         return Node(entries, where, size=size)
 
     def _is_good_key(self, key: Node, path: tuple[str, ...], entries: dict[str, Node]) -> bool:
-        name = ".".join((*path, key.written))
+        name = ".".join((*path, key.written[:MAX_KEY_CHARACTERS]))
         if isinstance(key.value, list | dict):
             self.problems.append(Problem(key.where, ".".join(path), "found a key that is no text"))
+        elif len(key.written) > MAX_KEY_CHARACTERS:
+            message = f"found a key of {len(key.written):,} characters"
+            accepted = f"{message}, accepts {MAX_KEY_CHARACTERS:,} at most"
+            self.problems.append(Problem(key.where, ".".join(path), accepted))
         elif not isinstance(key.value, str) or key.fault:
             message = f"found the key {key.written or 'null'}, accepts text"
             self.problems.append(Problem(key.where, name, message, "put the key in quotes"))

@@ -84,7 +84,7 @@ def test_settings_that_go_together_are_accepted(problems_of, overrides):
     [
         (
             ("model.tokenizer=null",),
-            "model.checkpoint: found neither model.checkpoint nor model.tokenizer",
+            "model.tokenizer: found neither model.checkpoint nor model.tokenizer",
         ),
         (
             ("model.checkpoint=owner/model", "model.tokenizer=owner/tokenizer"),
