@@ -30,6 +30,13 @@ _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 _NOWHERE = -1
 _PIECES = (1 << 12, 1 << 16, 1 << 20, 1 << 24)
 _FIX_JSON = "repair the row, or remove it"
+_MAX_TOO_DEEP = 100
+"""Rows of one list that may be nested too deeply: the next row is looked for within each of them,
+so a file of nothing but brackets would take minutes."""
+
+
+class TooDeepError(ValueError):
+    """A value with more levels than the parser can follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ def decode(text: str, start: int = 0) -> Decoded:
     try:
         value, end = decoder.raw_decode(text, start)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise TooDeepError("nested too deeply") from error
     return Decoded(value, end, tuple(complaints))
 
 
@@ -167,12 +174,17 @@ class _Text:
 def _walk_list(source: _Text) -> Iterator[RawRow | Problem]:
     text, keys = source.text, set[str]()
     at = _skip_space(text, _skip_space(text, 0) + 1)
+    num_too_deep = 0
     while at != _NOWHERE and text[at : at + 1] not in {"", "]"}:
         where = source.next_row(at)
         try:
             decoded = _decode_nearby(text, at)
         except ValueError as error:
             yield _broken(error, where, at - source.line_start)
+            num_too_deep += isinstance(error, TooDeepError)
+            if num_too_deep > _MAX_TOO_DEEP:
+                found = f"found more than {_MAX_TOO_DEEP} rows that are nested too deeply"
+                raise DataError(f"{where}: {found} (this is no list of rows)") from error
             at = _next_row(source, at, keys)
             continue
         if start := _ROW_START.match(text, at):

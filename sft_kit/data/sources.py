@@ -38,9 +38,13 @@ _NOT_ROWS = {
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive or an Excel workbook",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a rar archive",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "an SQLite database",
 }
+_NOT_ROWS_WITHIN = {(257, b"ustar"): "a tar archive", (4, b"1AY&SY"): "a bzip2 archive"}
 _HEAD_BYTES = 4096
 
 
@@ -237,11 +241,12 @@ def _head(path: Path, encoding: str) -> bytes:
 
 
 def _refuse_other_files(head: bytes, name: str) -> None:
-    for magic, kind in _NOT_ROWS.items():
-        if head.startswith(magic):
-            raise DataError(
-                f"{name}: found {kind}, accepts {', '.join(SUFFIXES)} (unpack or export it first)"
-            )
+    kinds = [kind for magic, kind in _NOT_ROWS.items() if head.startswith(magic)]
+    kinds += [kind for (at, mark), kind in _NOT_ROWS_WITHIN.items() if head.startswith(mark, at)]
+    if kinds:
+        raise DataError(
+            f"{name}: found {kinds[0]}, accepts {', '.join(SUFFIXES)} (unpack or export it first)"
+        )
 
 
 def _refuse_other_text(head: bytes, name: str, encoding: str) -> None:

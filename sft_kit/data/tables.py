@@ -24,11 +24,16 @@ if TYPE_CHECKING:
     from _csv import Reader
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NUM_RECORDS_TO_COUNT = 1000
 """Records looked at to know how many columns a table without a header has."""
 
+_ROWS_AT_ONCE = 16
+"""Rows of a Parquet file that are unpacked at a time: each may repeat a text of 10 M characters."""
+_MAX_UNPACKED = 2**28
+_MAX_RATIO = 100
 _NAMED_DELIMITER = re.compile(r'"?sep=([^"\r\n])"?\r?\n', flags=re.IGNORECASE)
 _NOT_TEXT = re.compile(r"[\x00\udc80-\udcff]")
 
@@ -215,13 +220,29 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRow | Problem]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
+        file = pq.ParquetFile(path)
+        _refuse_bomb(file, name)
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
             yield from _batch_rows(batch, name, number)
             number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{name}:{number + 1}: the Parquet file can't be read: {error} (write or copy it again)"
         ) from error
+
+
+def _refuse_bomb(file: "pq.ParquetFile", name: str) -> None:
+    """Refuse to unpack gigabytes from a small file."""
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        columns = [group.column(place) for place in range(group.num_columns)]
+        unpacked = sum(column.total_uncompressed_size for column in columns)
+        packed = sum(column.total_compressed_size for column in columns)
+        if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * packed):
+            raise DataError(
+                f"{name}: found {unpacked:,} bytes packed into {packed:,}, accepts at most "
+                f"{_MAX_RATIO} times as many (write the file again, with rows that differ)"
+            )
 
 
 def _batch_rows(batch: "pa.RecordBatch", name: str, before: int) -> Iterator[RawRow | Problem]:
@@ -233,5 +254,6 @@ def _batch_rows(batch: "pa.RecordBatch", name: str, before: int) -> Iterator[Raw
             yield Problem(
                 str(where), "", f"found text that is not UTF-8: {error.reason}", "repair it"
             )
-        else:
-            yield RawRow(fields, where)
+            continue
+        size = sum(len(value) for value in fields.values() if isinstance(value, str))
+        yield too_long(where, size) if size > MAX_ROW_CHARACTERS else RawRow(fields, where)

@@ -26,11 +26,21 @@ from sft_kit.data.segments import (
     find_special_token,
 )
 from sft_kit.data.template_texts import write_template
+from sft_kit.data.time_limit import time_limit
 from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import TemplateName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_MAX_SECONDS = 10.0
+"""To render one chat; published templates take a thousandth of one."""
+
+_REFUSALS = (
+    *(JinjaError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError),
+    *(TimeoutError, TypeError, ValueError),
+)
+"""What a template that does not fit raises: it is a program of somebody else's."""
 
 _PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "sesame?"},
@@ -304,12 +314,13 @@ def _render(
     add_generation_prompt: bool = False,
 ) -> str:
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": message["role"], "content": message["content"]} for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except (JinjaError, TypeError) as error:
+        with time_limit(_MAX_SECONDS):
+            text = tokenizer.apply_chat_template(
+                [{"role": message["role"], "content": message["content"]} for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+    except _REFUSALS as error:
         roles = ", ".join(message["role"] for message in messages)
         raise TemplateError(
             f"the chat template {name!r} refuses a chat with the roles [{roles}]: {error}"

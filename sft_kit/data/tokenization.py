@@ -78,7 +78,7 @@ def to_dataset(examples: Iterable[Example]) -> "Dataset":
     """Make the data set a trainer takes, without the rows that teach nothing.
 
     Returns:
-        Columns `input_ids` and `labels`.
+        Columns `input_ids`, `labels` and, for messages only, `where` in which file a row stood.
     """
     from datasets import Dataset
 
@@ -87,6 +87,7 @@ def to_dataset(examples: Iterable[Example]) -> "Dataset":
         {
             "input_ids": [example.input_ids for example in kept],
             "labels": [example.labels for example in kept],
+            "where": [str(example.where) for example in kept],
         }
     )
 

@@ -105,7 +105,12 @@ def _texts(
     rows: Iterator[RawRow | Problem], name: str, fields: list[str]
 ) -> Iterator[Text | list[Problem]]:
     field, file = "", ""
-    for row in rows if name == "auto" else _with_field(rows, name):
+    if name == "auto":
+        rows, field, file = _with_known_field(rows)
+        fields += [field] if field else []
+    else:
+        rows = _with_field(rows, name)
+    for row in rows:
         if isinstance(row, Problem):
             yield [row]
             continue
@@ -117,6 +122,18 @@ def _texts(
         text = _read(row, field, findings)
         problems = [replace(problem, where=str(row.where)) for problem in findings.problems]
         yield problems or text
+
+
+def _with_known_field(
+    rows: Iterator[RawRow | Problem],
+) -> tuple[Iterator[RawRow | Problem], str, str]:
+    """Yield all rows, and name the field of the first one that has a known field, and its file."""
+    head: list[RawRow | Problem] = []
+    for row in islice(rows, _MAX_LOOKED_AT):
+        head.append(row)
+        if isinstance(row, RawRow) and any(known in row.fields for known in TEXT_FIELDS):
+            return chain(head, rows), find_text_field(row, "auto"), row.where.file
+    return chain(head, rows), "", ""
 
 
 def _with_field(rows: Iterator[RawRow | Problem], name: str) -> Iterator[RawRow | Problem]:

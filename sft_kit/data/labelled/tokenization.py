@@ -61,13 +61,15 @@ def to_labelled_dataset(examples: Sequence[LabelledExample]) -> "Dataset":
     """Make the data set a trainer takes.
 
     Returns:
-        Columns `input_ids`, `labels` and, where the model knows segments, `token_type_ids`.
+        Columns `input_ids`, `labels`, where the model knows segments `token_type_ids`, and, for
+        messages only, `where` in which file a row stood.
     """
     from datasets import Dataset
 
     columns: dict[str, list[object]] = {
         "input_ids": [example.input_ids for example in examples],
         "labels": [example.label for example in examples],
+        "where": [str(example.where) for example in examples],
     }
     if any(example.token_type_ids for example in examples):
         columns["token_type_ids"] = [example.token_type_ids for example in examples]

@@ -149,7 +149,8 @@ def to_preference_dataset(examples: Iterable[PreferenceExample]) -> "Dataset":
     """Make the data set a trainer takes.
 
     Returns:
-        Columns `input_ids` (K lists of token ids, the best answer's first) and `margin`.
+        Columns `input_ids` (K lists of token ids, the best answer's first), `margin` and, for
+        messages only, `where` in which file a row stood.
     """
     from datasets import Dataset
 
@@ -158,6 +159,7 @@ def to_preference_dataset(examples: Iterable[PreferenceExample]) -> "Dataset":
         {
             "input_ids": [[list(ids) for ids in row.input_ids] for row in rows],
             "margin": [row.margin for row in rows],
+            "where": [str(row.comparison.where) for row in rows],
         }
     )
 

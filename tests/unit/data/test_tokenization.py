@@ -85,5 +85,9 @@ def test_data_set_leaves_out_rows_that_teach_nothing() -> None:
         Example([1, 2], [IGNORED, IGNORED], was_cut=True, where=where),
     ]
     data = to_dataset(examples)
-    assert data.to_dict() == {"input_ids": [[1, 2, 3]], "labels": [[IGNORED, 2, 3]]}
+    assert data.to_dict() == {
+        "input_ids": [[1, 2, 3]],
+        "labels": [[IGNORED, 2, 3]],
+        "where": ["rows.jsonl:1"],
+    }
     assert len(to_dataset([])) == 0

@@ -171,7 +171,7 @@ def test_the_data_set_has_the_answers_of_a_comparison_in_one_row(tokenizer) -> N
     ]
     examples, _ = encode(rows, tokenizer)
     dataset = to_preference_dataset(examples)
-    assert dataset.column_names == ["input_ids", "margin"]
+    assert dataset.column_names == ["input_ids", "margin", "where"]
     assert dataset["margin"][:] == [0.5, 0.0]
     assert [len(ids) for ids in dataset["input_ids"]] == [2, 3]
     assert dataset[1]["input_ids"][2] == list(examples[1].input_ids[2])
