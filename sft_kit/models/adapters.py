@@ -26,6 +26,7 @@ from sft_kit.models.chatglm.old_adapters import has_old_names
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
 from sft_kit.models.head_adapters import check_saved_head, check_task, save_head_with
 from sft_kit.models.heads import head_modules
+from sft_kit.models.pickles import refuse_other_than_tensors
 
 _LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer classes that PEFT can put a LoRA on; quantized ones are subclasses of `nn.Linear`."""
@@ -88,7 +89,7 @@ def load_adapter(
 
     Args:
         model: The base, as loaded.
-        folder: As PEFT saved it, with `.safetensors` or `.bin`.
+        folder: As PEFT saved it, with `.safetensors`; one for ChatGLM may have `.bin`.
         label_names: What a classifier's adapter was trained on, where that is known.
 
     Returns:
@@ -98,11 +99,7 @@ def load_adapter(
         CheckpointError: The folder holds no adapter, a damaged one, or one for another base; or
             the head that was saved with it is missing, or for other labels.
     """
-    for names in ((CONFIG_NAME,), (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
-        if not any((folder / name).is_file() for name in names):
-            todo = "give the folder in which PEFT saved an adapter"
-            problem = Problem(str(folder), "", f"it has no {' or '.join(names)}", todo)
-            raise CheckpointError(f"{folder} holds no adapter", [problem])
+    _check_files(folder, is_chatglm=_is_chatglm(model))
     if not _is_chatglm(model):
         check_saved_head(model, folder, label_names)
         return _load_plain(model, folder, folder)
@@ -112,6 +109,23 @@ def load_adapter(
     with TemporaryDirectory(prefix="sft-kit-") as converted:
         convert_adapter(folder, Path(converted), model.config)
         return _load_plain(model, Path(converted), folder)
+
+
+def _check_files(folder: Path, *, is_chatglm: bool) -> None:
+    """Refuse a folder without adapter, and pickles where nobody has to publish them any more."""
+    is_pickled = (
+        not (folder / SAFETENSORS_WEIGHTS_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()
+    )
+    needed = WEIGHTS_NAME if is_pickled and is_chatglm else SAFETENSORS_WEIGHTS_NAME
+    missing = [name for name in (CONFIG_NAME, needed) if not (folder / name).is_file()]
+    if missing:
+        found, todo = f"it has no {missing[0]}", "give the folder in which PEFT saved an adapter"
+        if is_pickled and missing[0] == needed:
+            found = f"{found}, and {WEIGHTS_NAME} is a pickle, which is never read"
+            todo = "load it with PEFT where you trust it and save it again, which makes that file"
+        raise CheckpointError(f"{folder} holds no adapter", [Problem(str(folder), "", found, todo)])
+    if is_pickled:
+        refuse_other_than_tensors(folder / WEIGHTS_NAME)
 
 
 def _refuse_other_family(model: PreTrainedModel, folder: Path) -> None:

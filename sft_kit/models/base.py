@@ -32,6 +32,7 @@ from sft_kit.models.damage import explain_damage, one_line
 from sft_kit.models.network import hub_is_reachable
 from sft_kit.models.overrides import cant_build, refuse_other_fields, refuse_other_shapes
 from sft_kit.models.quantization import freeze, guard_cpu_packing
+from sft_kit.models.untrusted import refuse_hub_kernels
 from sft_kit.models.weight_files import find_weight_files
 from sft_kit.settings import ModelSettings, ScratchModelSettings
 
@@ -112,7 +113,8 @@ def load_config_of(settings: ModelSettings) -> PreTrainedConfig:
     """Load the architecture's settings of a checkpoint, with the fields of `model.config` replaced.
 
     Raises:
-        CheckpointError: No config there, or the Hub can't be reached.
+        CheckpointError: No config there, one that asks for code from the Hub, or the Hub can't be
+            reached.
         ConfigError: `model.config` names a field that the architecture does not have.
     """
     config, unknown = cast(
@@ -134,6 +136,7 @@ def load_config_of(settings: ModelSettings) -> PreTrainedConfig:
     ]
     if problems:
         raise ConfigError("these fields can't be set", problems)
+    refuse_hub_kernels(settings.checkpoint, config)
     return config
 
 

@@ -9,11 +9,16 @@ from transformers.utils.hub import cached_file
 
 from sft_kit.config.checkpoint_header import model_type, stored_quantization
 from sft_kit.errors import CheckpointError
+from sft_kit.models.same_base import base_facts
 from sft_kit.models.weight_files import loaded_files
 from sft_kit.settings import ModelSettings
 
 _SAMPLE_BYTES = 4096
 _ZIP = b"PK\x03\x04"
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError),
+    *(RecursionError, BadZipFile),
+)
 
 
 def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path | None:
@@ -57,7 +62,7 @@ def fingerprint(folder: Path) -> str:
         for path in loaded_files(folder):
             hash_file = _hash_tensors if path.suffix == ".safetensors" else _hash_pickle
             hash_file(path, digest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
             f"{path} is damaged: its header can't be read; bring back the file as it was"
         ) from error
@@ -92,7 +97,10 @@ def _hash_pickle(path: Path, digest: "hashlib._Hash") -> None:
 
 
 def describe_base(settings: ModelSettings) -> dict[str, object]:
-    """Say which weights a run starts from: name, kind, folder on this machine, fingerprint."""
+    """Say what a run starts from: name, kind, folder on this machine, fingerprint, and its facts.
+
+    The facts are those of `sft_kit.models.same_base`.
+    """
     folder = checkpoint_folder(settings.checkpoint, settings.revision)
     assert folder is not None, "the checkpoint has been loaded before"
     return {
@@ -101,4 +109,5 @@ def describe_base(settings: ModelSettings) -> dict[str, object]:
         "stored_as": stored_quantization(folder),
         "folder": str(folder.resolve()),
         "fingerprint": fingerprint(folder),
+        **base_facts(settings),
     }

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from peft import LoraConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -98,16 +97,11 @@ def _task_name(task: object) -> str | None:
 
 def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names, without PEFT's prefix, and shapes of the tensors in an adapter's folder."""
-    if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-            shapes = {
-                name: tuple(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118 (not a mapping)
-            }
-    else:
-        path = folder / WEIGHTS_NAME
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        shapes = {
+            name: tuple(file.get_slice(name).get_shape())
+            for name in file.keys()  # noqa: SIM118 (not a mapping)
+        }
     return {name.removeprefix(_PREFIX): shape for name, shape in shapes.items()}
 
 

@@ -1,6 +1,7 @@
 """Which files a checkpoint's weights are read from: safetensors, and ChatGLM's pickles."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,22 @@ from transformers.utils.hub import cached_file
 
 from sft_kit.config.checkpoint_header import config_of
 from sft_kit.errors import CheckpointError, Problem
+from sft_kit.models.pickles import refuse_other_than_tensors
+from sft_kit.models.untrusted import refuse_adapter_of_checkpoint
 
 PICKLED_FAMILIES = frozenset({"chatglm"})
 """Model types published as `.bin` only.
 
-Their pickles are read by torch's restricted unpickler (`weights_only`), which builds tensors and
-runs nothing. Everybody else's pickles are refused: nobody has to publish them any more.
+Their pickles are looked through (`sft_kit.models.pickles`), then read by torch's restricted
+unpickler (`weights_only`), which builds tensors and runs nothing. Everybody else's pickles are
+refused: nobody has to publish them any more.
 """
+
+_FETCHED = (
+    *("config.json", "generation_config.json", SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
+    *("model-*-of-*.safetensors", "*token*", "*.model", "vocab.*", "merges.txt"),
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +59,16 @@ def find_weight_files(
         local_files_only: Look at this machine's files only.
 
     Raises:
-        CheckpointError: The weights are said to be outside of the checkpoint's folder.
+        CheckpointError: The weights are said to be outside of the checkpoint's folder; an adapter
+            stands beside them; or they are pickles that hold more than tensors.
     """
+    refuse_adapter_of_checkpoint(checkpoint, revision=revision, local_files_only=local_files_only)
     refuse_outside_shards(checkpoint, revision=revision, local_files_only=local_files_only)
     has_pickles = config.model_type in PICKLED_FAMILIES
     if not has_pickles or _has_safetensors(checkpoint, revision, local_files_only):
         return WeightFiles(checkpoint, use_safetensors=True)
     if Path(checkpoint).is_dir():
-        return WeightFiles(checkpoint, use_safetensors=False)
+        return _looked_through(checkpoint)
     folder = snapshot_download(
         checkpoint,
         revision=revision,
@@ -66,7 +78,26 @@ def find_weight_files(
         ],
         local_files_only=local_files_only,
     )  # fmt: skip
-    return WeightFiles(str(folder), use_safetensors=False)
+    return _looked_through(str(folder))
+
+
+def _looked_through(folder: str) -> WeightFiles:
+    for path in loaded_files(Path(folder)):
+        if path.suffix != ".safetensors" and path.is_file():
+            refuse_other_than_tensors(path)
+    return WeightFiles(folder, use_safetensors=False)
+
+
+def fetch_weights(checkpoint: str, config: PreTrainedConfig, revision: str | None) -> None:
+    """Download a checkpoint of the Hub before it is loaded, so that it can be looked into.
+
+    Args:
+        checkpoint: Hub id.
+        config: Its config.
+        revision: Branch, tag or commit on the Hub.
+    """
+    snapshot_download(checkpoint, revision=revision, allow_patterns=list(_FETCHED))
+    find_weight_files(checkpoint, config, revision=revision, local_files_only=False)
 
 
 def loaded_files(folder: Path) -> list[Path]:
@@ -77,10 +108,12 @@ def loaded_files(folder: Path) -> list[Path]:
         shards of its index, `pytorch_model.bin`, the shards of its index. Sorted by name.
 
     Raises:
-        CheckpointError: The index is damaged or names files outside of the folder.
+        CheckpointError: The index is damaged, or it or config.json names files outside of the
+            folder.
     """
     own = config_of(folder).get("transformers_weights")
     names = [own] if isinstance(own, str) else []
+    _refuse_outside(folder / "config.json", "transformers_weights", names)
     names += [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
@@ -129,15 +162,19 @@ def _shard_names(index: Path) -> list[str]:
     """Sorted names of the shards; none where the index is damaged."""
     try:
         names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
+    _refuse_outside(index, "weight_map", names)
+    return sorted(names)
+
+
+def _refuse_outside(file: Path, key: str, names: Iterable[str]) -> None:
     outside = sorted(name for name in names if Path(name).name != name or name == "..")
     if outside:
         found = f"found {outside[0]!r}; accepts names of files in the same folder"
         todo = "copy the checkpoint anew, or put the files into its folder and name them there"
-        problem = Problem(str(index), "weight_map", found, todo)
+        problem = Problem(str(file), key, found, todo)
         raise CheckpointError("the checkpoint's weights lie outside of its folder", [problem])
-    return sorted(names)
 
 
 def _has_safetensors(checkpoint: str, revision: str | None, local_files_only: bool) -> bool:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sft_kit.config.checkpoint_header import read_header
 from sft_kit.errors import CheckpointError, Problem
+from sft_kit.models.pickles import refuse_other_than_tensors
 
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT writes before the name of a layer."""
@@ -147,6 +148,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             tensors: object = load_file(path)
         else:
+            refuse_other_than_tensors(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         found = f"it has neither {SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME}"

@@ -272,19 +272,26 @@ def test_a_loaded_adapter_answers_and_does_not_train(
     assert torch.equal(logits(model), expected)
 
 
-def test_an_adapter_in_a_bin_file_of_an_old_version_is_loaded(
+def test_an_adapter_with_the_settings_of_an_old_version_is_loaded(
     gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor]
 ):
     folder, expected = saved
-    tensors = load_file(folder / "adapter_model.safetensors")
-    (folder / "adapter_model.safetensors").unlink()
-    torch.save(tensors, folder / "adapter_model.bin")
     known = ("base_model_name_or_path", "bias", "fan_in_fan_out", "lora_alpha", "lora_dropout", "r",
              "peft_type", "target_modules", "task_type")  # fmt: skip
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({name: settings[name] for name in known}))
     assert torch.equal(logits(load_adapter(load(gpt2_checkpoint), folder)), expected)
+
+
+def test_an_adapter_in_a_pickle_is_refused_and_how_to_convert_it_is_said(
+    gpt2_checkpoint: Path, saved: tuple[Path, torch.Tensor]
+):
+    folder, _ = saved
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"is a pickle, which is never read.*save it again"):
+        load_adapter(load(gpt2_checkpoint), folder)
 
 
 def test_an_adapter_that_lacks_tensors_is_refused_instead_of_half_loaded(
@@ -310,7 +317,7 @@ def test_an_adapter_of_another_base_is_refused(
     ("name", "message"),
     [
         ("adapter_config.json", r"holds no adapter.*\n.*it has no adapter_config\.json"),
-        ("adapter_model.safetensors", r"holds no adapter.*\n.*safetensors or adapter_model\.bin"),
+        ("adapter_model.safetensors", r"holds no adapter.*\n.*no adapter_model\.safetensors \("),
     ],
 )
 def test_a_folder_without_an_adapter_is_refused(

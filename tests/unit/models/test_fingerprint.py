@@ -3,6 +3,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -196,7 +197,9 @@ def test_a_base_is_described_by_name_absolute_folder_and_fingerprint(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
-    assert describe_base(ModelSettings("base")) == {
+    described = describe_base(ModelSettings("base"))
+    assert cast("dict[str, object]", described.pop("config"))["n_layer"] == 12
+    assert described == {
         "name": "base",
         "model_type": "gpt2",
         "stored_as": "",

@@ -395,7 +395,7 @@ def test_nothing_in_a_pickle_is_run(fp16: Path, tmp_path: Path):
 
     adapter = save_old(tmp_path / "old", {})
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps({"x": Marker()}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"adapter_model.bin: it is damaged, or holds more"):
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin: .*holds more than tensors"):
         load_adapter(load(fp16), adapter)
     assert not (tmp_path / "executed").exists()
 
@@ -424,7 +424,7 @@ def test_a_folder_without_settings_or_weights_holds_no_adapter(fp16: Path, tmp_p
     with pytest.raises(CheckpointError, match=r"it has no adapter_config\.json"):
         load_adapter(base, tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(OLD_SETTINGS))
-    with pytest.raises(CheckpointError, match=r"it has no adapter_model\.safetensors or"):
+    with pytest.raises(CheckpointError, match=r"it has no adapter_model\.safetensors \("):
         load_adapter(base, tmp_path)
 
 
