@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peft import LoraConfig
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from sft_kit.artifacts import Labels, open_run, save_run
 from sft_kit.config import load_config, run_recipe
@@ -31,7 +31,7 @@ from sft_kit.models.fingerprint import describe_base
 from sft_kit.models.heads import head_of, load_classifier
 from sft_kit.settings import ClassifySettings, LabelledDataSettings, ModelSettings
 from sft_kit.training.announce import announce_classifier
-from sft_kit.training.callbacks import IsolatedEvaluation, LogFile, StopOnNonFinite
+from sft_kit.training.callbacks import LogFile
 from sft_kit.training.classification import (
     class_logits,
     early_stopping,
@@ -41,6 +41,7 @@ from sft_kit.training.classification import (
 from sft_kit.training.facts import derive_facts
 from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.metrics import run_metrics
+from sft_kit.training.trainer import SafeTrainer
 
 
 @dataclass
@@ -76,7 +77,7 @@ def main() -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = attach_lora(classifier, settings.adapter)  # the head trains and is saved with it
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=settings.train,
         train_dataset=to_labelled_dataset(train_examples),
@@ -87,8 +88,6 @@ def main() -> None:
         compute_metrics=class_metrics,
         callbacks=[
             LogFile(),
-            IsolatedEvaluation(),
-            StopOnNonFinite(),
             SeededLengthGroups(),
             *early_stopping(settings.classify),
         ],

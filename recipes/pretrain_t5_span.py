@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peft import LoraConfig
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from sft_kit.artifacts import open_run, pair_samples, save_run, show_samples
 from sft_kit.config import load_config, run_recipe
@@ -29,12 +29,7 @@ from sft_kit.models.pretraining import (
 )
 from sft_kit.settings import PretrainModelSettings, SampleSettings, SpanSettings, TextDataSettings
 from sft_kit.training.announce import announce_pretraining
-from sft_kit.training.callbacks import (
-    FreshCorruption,
-    IsolatedEvaluation,
-    LogFile,
-    StopOnNonFinite,
-)
+from sft_kit.training.callbacks import FreshCorruption, LogFile
 from sft_kit.training.facts import derive_facts
 from sft_kit.training.metrics import held_out_metrics, run_metrics
 from sft_kit.training.pretraining import (
@@ -42,6 +37,7 @@ from sft_kit.training.pretraining import (
     make_pretraining_loss,
     pretraining_metrics,
 )
+from sft_kit.training.trainer import SafeTrainer
 
 
 @dataclass
@@ -85,7 +81,7 @@ def main() -> None:
     written_before = write_plain(
         model, tokenizer, prompts, settings.sample, kind=objective.kind, objective=objective.name
     )
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=settings.train,
         train_dataset=rows.train,
@@ -99,7 +95,7 @@ def main() -> None:
         compute_loss_func=make_pretraining_loss(settings.train),
         preprocess_logits_for_metrics=label_figures,
         compute_metrics=partial(pretraining_metrics, most_frequent=rows.most_frequent),
-        callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite(), FreshCorruption(rows.train)],
+        callbacks=[LogFile(), FreshCorruption(rows.train)],
     )
     facts = derive_facts(trainer, rows.train, max_length=settings.data.max_length)
     notes = [*config.notes, *texts.notes(), *rows.notes(), *left_out]

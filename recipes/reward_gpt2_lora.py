@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peft import LoraConfig
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from sft_kit.artifacts import open_run, save_run
 from sft_kit.config import load_config, run_recipe
@@ -33,7 +33,7 @@ from sft_kit.models.heads import head_of
 from sft_kit.models.reward_model import load_reward_model
 from sft_kit.settings import ModelSettings, PreferenceDataSettings, RewardSettings
 from sft_kit.training.announce import announce_preferences
-from sft_kit.training.callbacks import IsolatedEvaluation, LogFile, StopOnNonFinite
+from sft_kit.training.callbacks import LogFile
 from sft_kit.training.facts import derive_facts
 from sft_kit.training.metrics import run_metrics
 from sft_kit.training.preference import (
@@ -42,6 +42,7 @@ from sft_kit.training.preference import (
     score_held_out,
     scores_by_group,
 )
+from sft_kit.training.trainer import SafeTrainer
 
 
 @dataclass
@@ -74,7 +75,7 @@ def main() -> None:
     set_seed(settings.train.seed)  # before the head and the adapter draw their first weights
     scorer = load_reward_model(settings.model, pad_token_id=tokenizer.pad_token_id)
     model = attach_lora(scorer, settings.adapter)  # the head trains and is saved with it
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=settings.train,
         train_dataset=to_preference_dataset(train_examples),
@@ -83,7 +84,7 @@ def main() -> None:
         compute_loss_func=make_reward_loss(settings.reward),
         preprocess_logits_for_metrics=scores_by_group,
         compute_metrics=preference_metrics,
-        callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite()],
+        callbacks=[LogFile()],
     )
     facts = derive_facts(trainer, train_examples)
     notes = [*config.notes, *rows.notes(), head_of(scorer).note]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peft import LoraConfig
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from sft_kit.artifacts import open_run, pair_samples, save_run, show_samples
 from sft_kit.config import load_config, run_recipe
@@ -31,7 +31,7 @@ from sft_kit.models.pretraining import (
 )
 from sft_kit.settings import PairDataSettings, PretrainModelSettings, WritingSettings
 from sft_kit.training.announce import announce
-from sft_kit.training.callbacks import IsolatedEvaluation, LogFile, StopOnNonFinite
+from sft_kit.training.callbacks import LogFile
 from sft_kit.training.facts import derive_facts
 from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.metrics import held_out_metrics, run_metrics
@@ -40,6 +40,7 @@ from sft_kit.training.pretraining import (
     make_pretraining_loss,
     pretraining_metrics,
 )
+from sft_kit.training.trainer import SafeTrainer
 
 
 @dataclass
@@ -74,7 +75,7 @@ def main() -> None:
     sources = [example.input_ids for example in eval_examples[: settings.writing.num_rows]]
     samples = slice(settings.writing.num_samples)
     before = write(model, tokenizer, sources[samples], settings.writing)
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=settings.train,
         train_dataset=to_pair_dataset(train_examples),
@@ -88,7 +89,7 @@ def main() -> None:
         compute_loss_func=make_pretraining_loss(settings.train),
         preprocess_logits_for_metrics=label_figures,
         compute_metrics=pretraining_metrics,
-        callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite(), SeededLengthGroups()],
+        callbacks=[LogFile(), SeededLengthGroups()],
     )
     shown = [example.in_one_row() for example in train_examples]
     facts = derive_facts(trainer, shown)

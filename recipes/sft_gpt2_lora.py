@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peft import LoraConfig
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from sft_kit.artifacts import open_run, pair_samples, save_run, show_samples
 from sft_kit.config import load_config, run_recipe
@@ -27,7 +27,7 @@ from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import describe_base
 from sft_kit.settings import DataSettings, ModelSettings, SampleSettings
 from sft_kit.training.announce import announce
-from sft_kit.training.callbacks import IsolatedEvaluation, LogFile, StopOnNonFinite
+from sft_kit.training.callbacks import LogFile
 from sft_kit.training.facts import derive_facts
 from sft_kit.training.metrics import (
     causal_lm_loss,
@@ -36,6 +36,7 @@ from sft_kit.training.metrics import (
     language_metrics,
     run_metrics,
 )
+from sft_kit.training.trainer import SafeTrainer
 
 
 @dataclass
@@ -67,7 +68,7 @@ def main() -> None:
     prompts = settings.sample.prompts
     questions: list[list[Message]] = [[{"role": "user", "content": text}] for text in prompts]
     answers_before = generate(model, tokenizer, template, questions, settings.sample)
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=settings.train,
         train_dataset=to_dataset(train_examples),
@@ -76,7 +77,7 @@ def main() -> None:
         compute_loss_func=causal_lm_loss,
         preprocess_logits_for_metrics=label_nll,
         compute_metrics=language_metrics,
-        callbacks=[LogFile(), IsolatedEvaluation(), StopOnNonFinite()],
+        callbacks=[LogFile()],
     )
     facts = derive_facts(trainer, train_examples)
     announce(facts, [*config.notes, *rows.notes()], warnings, train_examples[0], tokenizer)

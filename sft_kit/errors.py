@@ -6,7 +6,9 @@ SftKitError
 │   ├── FormatError                rows that don't have the shape of their format
 │   └── TemplateError              a chat template that can't serve training
 ├── CheckpointError (RuntimeError) a checkpoint or run folder that can't be read or trusted
-├── TrainingError (RuntimeError)   a run that can't go on, such as a loss that is not a number
+├── TrainingError (RuntimeError)   a run that can't go on, such as one that memory is too small for
+│   └── NonFiniteError             a loss or a gradient that is not a number
+├── StoppedError (RuntimeError)    a run that a signal has stopped
 ├── LaunchError (RuntimeError)     fewer processes, or other hardware, than was asked for
 └── HubError (RuntimeError)        the Hub can't be reached or says no
 
@@ -83,6 +85,23 @@ class CheckpointError(SftKitError, RuntimeError):
 
 class TrainingError(SftKitError, RuntimeError):
     """A run that can't go on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or a gradient that is NaN or infinite, found before it reached the weights."""
+
+
+class StoppedError(SftKitError, RuntimeError):
+    """A run that was asked to stop, did, and can be resumed.
+
+    Args:
+        summary: Where it stands, and how to go on.
+        signal_number: What asked.
+    """
+
+    def __init__(self, summary: str, signal_number: int) -> None:
+        super().__init__(summary)
+        self.signal_number = signal_number
 
 
 class LaunchError(SftKitError, RuntimeError):

@@ -10,59 +10,34 @@ from pathlib import Path
 from typing import cast
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from sft_kit.artifacts.checkpoints import newest_checkpoint
-from sft_kit.artifacts.record import (
+from sft_kit.artifacts.publishing import check_push, push_finished
+from sft_kit.artifacts.same_run import check_same_facts, check_same_settings
+from sft_kit.checkpoints import newest_checkpoint
+from sft_kit.config import Config
+from sft_kit.config.places import TRIAL_PREFIX, why_not_writable
+from sft_kit.disk import telling_full_disk
+from sft_kit.errors import CheckpointError, ConfigError
+from sft_kit.run_log import LOG_FILE
+from sft_kit.run_record import (
     RUN_FILE,
     installed_versions,
+    new_run_id,
     read_record,
     source_commit,
     write_record,
 )
-from sft_kit.config import Config, Resolved
-from sft_kit.config.places import why_not_writable
-from sft_kit.errors import CheckpointError, ConfigError, Problem
-from sft_kit.run_log import LOG_FILE
 
-_MAY_CHANGE = {
-    "train.output_dir",
-    "train.max_steps",
-    "train.num_train_epochs",
-    "train.save_total_limit",
-    "train.disable_tqdm",
-    "train.report_to",
-    "train.run_name",
-    "ppo.num_rollouts",
-    "ppo.save_rollouts",
-    "ppo.eval_rollouts",
-    "ppo.dump_rollouts",
-    "reward.model",
-    "ppo.sft_adapter",
-}
-"""Settings that may differ when a run is resumed: none of them changes the steps already done.
-
-Other runs may have moved; their weights are known by digest."""
-_WHAT_CHANGED = {
-    ("data", "fingerprint"): "what data.path names has changed since the run began",
-    ("data", "eval_fingerprint"): "what data.eval_path names has changed since the run began",
-    ("base", "fingerprint"): "model.checkpoint has other weights than when the run began",
-}
 _WRITTEN = re.compile(
-    r"checkpoint-\d+|\.checkpoint-\d+\.(part|old)|\.staging|runs|run\.yaml|\.run\.yaml\.part|log\.jsonl|metrics\.json|"
+    r"checkpoint-\d+|\.checkpoint-\d+\.(part|old|gone)|\.staging|runs|run\.yaml|\.run\.yaml\.part|\.sft-kit-.*|\.?log\.jsonl(\.part)?|metrics\.json|"
     r"samples\.md|README\.md|(loss|learning_rate|confusion|margins)\.png|(adapter_|generation_)?config\.json|"
     r"(loss_by_tokens|accuracy|perplexity)\.png|evaluation(\.json|\.md)?|value|reward|ema|rollouts|ppo_samples\.jsonl|(score|kl|length)\.png|"
     r"(adapter_)?model.*\.(safetensors|json)|.*token.*|chat_template\.jinja|vocab\.\w+|merges\.txt"
 )
 """Names in a run folder; one with any other name may hold somebody's work."""
-_MUST_MATCH = (
-    ("data", "fingerprint"),
-    ("data", "eval_fingerprint"),
-    ("template", "sha256"),
-    ("labels", "names"),
-    ("base", "fingerprint"),
-)
-"""Facts that must be the same when a run is resumed, whatever the settings call them."""
-_MAY_CHANGE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "sample.")
+_BEGINNING = re.compile(rf"\.run\.yaml\.part|{re.escape(TRIAL_PREFIX)}.*")
+"""Names that stand there before `run.yaml` does."""
 
 
 @dataclass(slots=True)
@@ -94,10 +69,10 @@ class RunFolder:
         Raises:
             CheckpointError: The run to resume had other rows, another template or another base.
         """
-        _check_same_facts(self.path, self.earlier, facts)
+        check_same_facts(self.path, self.earlier, facts)
         if PartialState().is_main_process:
             if self.overwrite and self.path.is_dir():
-                shutil.rmtree(self.path.resolve())
+                _empty(self.path)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -108,11 +83,16 @@ class RunFolder:
             if self.checkpoint is None:
                 (self.path / LOG_FILE).unlink(missing_ok=True)
             self.record.update(facts)
-            write_record(self.path, self.record)
+            with telling_full_disk(self.path, RUN_FILE):
+                write_record(self.path, self.record)
         PartialState().wait_for_everyone()
 
     def announce_end(self, metrics: Mapping[str, float]) -> None:
-        """Print the figures and name the folder."""
+        """Print the figures, name the folder, and push it where the settings say so.
+
+        Raises:
+            HubError: It was not pushed; the run is finished all the same.
+        """
         for name, value in metrics.items():
             PartialState().print(f"{name}: {value:,.4g}")
         PartialState().print(f"run folder: {self.path}")
@@ -125,6 +105,8 @@ class RunFolder:
             PartialState().print(f"use it: sft-kit generate {path} --prompt TEXT")
         elif "template" in self.record:
             PartialState().print(f"talk to it: sft-kit chat {path}")
+        if PartialState().is_main_process:
+            push_finished(self.path, _train_section(self.record), print)
 
 
 def open_run(config: Config[object]) -> RunFolder:
@@ -135,28 +117,36 @@ def open_run(config: Config[object]) -> RunFolder:
 
     Raises:
         CheckpointError: What stands there, and the two ways on.
+        HubError: It shall be pushed, and nobody is logged in who may do that.
     """
     sections = config.resolved.sections
     output_dir = (sections["train"] or {}).get("output_dir")
     if not output_dir:
         raise ConfigError("train.output_dir is not set: name the folder that the run is written to")
     path = Path(str(output_dir))
-    is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    is_used = _is_used(path)
     checkpoint = None
     earlier: dict[str, object] = {}
     if is_used and config.resume:
         earlier = _unfinished(path)
-        _check_same_settings(path, earlier, config.resolved)
-        checkpoint = _checkpoint_in(path)
+        processes = PartialState().num_processes
+        for note in check_same_settings(path, earlier, config.resolved, processes):
+            PartialState().print(note)
+        checkpoint = _checkpoint_in(path, str(earlier.get("run_id") or ""))
     elif is_used and config.overwrite:
         _check_deletable(path)
     elif is_used:
         raise CheckpointError(_what_stands_in(path))
+    elif config.resume:
+        PartialState().print(f"nothing to resume in {path}: starting at step 0")
     PartialState().wait_for_everyone()  # a trial in the folder would make it look used
+    if PartialState().is_main_process:
+        check_push(sections["train"] or {})
     if PartialState().is_main_process and (reason := why_not_writable(path)):
         raise CheckpointError(f"train.output_dir={path} can't be written: {reason}")
     record: dict[str, object] = {
         "status": "running",
+        "run_id": earlier.get("run_id") or new_run_id(),
         "recipe": config.resolved.recipe.name,
         "settings": sections,
         "origins": config.resolved.origins,
@@ -170,6 +160,28 @@ def open_run(config: Config[object]) -> RunFolder:
     return RunFolder(path, checkpoint, record, time.time(), overwrite, earlier)
 
 
+def _train_section(record: Mapping[str, object]) -> Mapping[str, object]:
+    settings = cast("Mapping[str, Mapping[str, object] | None]", record.get("settings") or {})
+    return settings.get("train") or {}
+
+
+def _is_used(path: Path) -> bool:
+    """Whether anything stands there but what a run leaves that is killed while it begins."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not _BEGINNING.fullmatch(item.name) for item in path.iterdir())
+
+
+def _empty(folder: Path) -> None:
+    """Delete the run in a folder, its record last: half done it can be done again."""
+    items = sorted(folder.iterdir(), key=lambda item: item.name == RUN_FILE)
+    for item in items:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
 def _unfinished(path: Path) -> dict[str, object]:
     record = read_record(path)
     if record["status"] == "finished":
@@ -180,65 +192,18 @@ def _unfinished(path: Path) -> dict[str, object]:
     return record
 
 
-def _checkpoint_in(path: Path) -> str | None:
-    checkpoint, skipped = newest_checkpoint(path)
-    where = checkpoint or "step 0, since no complete checkpoint is there"
-    for line in [*skipped, f"resuming from {where}"]:
-        PartialState().print(line)
-    return str(checkpoint) if checkpoint else None
-
-
-def _check_same_settings(path: Path, earlier: Mapping[str, object], resolved: Resolved) -> None:
-    before = cast("dict[str, object]", earlier["settings"])
-    problems: list[Problem] = []
-    num_processes = PartialState().num_processes
-    if earlier.get("num_processes", num_processes) != num_processes:
-        message = f"found {num_processes}, but the run to resume had {earlier['num_processes']}"
-        problems.append(Problem("launcher", "num_processes", message))
-    recipe = resolved.recipe.name
-    if earlier.get("recipe", recipe) != recipe:
-        message = f"found {recipe}, but the run to resume was of {earlier['recipe']}"
-        problems.append(Problem("command line", "recipe", message))
-    for section, now in resolved.sections.items():
-        old = cast("Mapping[str, object]", before.get(section) or {})
-        for key, value in (now or {}).items():
-            name = f"{section}.{key}"
-            free = name in _MAY_CHANGE or name.startswith(_MAY_CHANGE_PREFIXES)
-            if not free and key in old and old[key] != value:
-                origin = resolved.origins.get(name, "")
-                message = f"found {value!r}, but the run to resume had {old[key]!r}"
-                problems.append(Problem(origin, name, message))
-    if problems:
-        raise CheckpointError(
-            f"the run in {path} can't be resumed with other settings: put them back, or start "
-            "anew with --overwrite or another train.output_dir",
-            problems,
-        )
-
-
-def _check_same_facts(
-    path: Path, earlier: Mapping[str, object], facts: Mapping[str, Mapping[str, object]]
-) -> None:
-    problems: list[Problem] = []
-    for subject, key in _MUST_MATCH:
-        old = cast("Mapping[str, object]", earlier.get(subject) or {}).get(key)
-        new = facts.get(subject, {}).get(key)
-        if old is not None and old != new:
-            message = f"found {_shortened(new)}, but the run to resume had {_shortened(old)}"
-            if (subject, key) in _WHAT_CHANGED:
-                message += f": {_WHAT_CHANGED[subject, key]}"
-            problems.append(Problem(str(path / RUN_FILE), f"{subject}.{key}", message))
-    if problems:
-        raise CheckpointError(
-            f"the run in {path} can't be resumed: what it was trained on has changed. Bring it "
-            "back, or start anew with --overwrite or another train.output_dir",
-            problems,
-        )
-
-
-def _shortened(fact: object) -> str:
-    """A fingerprint's beginning tells it apart; names are written out."""
-    return fact[:12] if isinstance(fact, str) else str(fact)
+def _checkpoint_in(path: Path, run: str) -> str | None:
+    """Choose the checkpoint to go on from; the main process reads for all."""
+    found: list[str | None] = [None]
+    if PartialState().is_main_process:
+        checkpoint, skipped = newest_checkpoint(path, run)
+        found = [str(checkpoint) if checkpoint else None]
+        where = checkpoint or "step 0, since no complete checkpoint is there"
+        for line in [*skipped, f"resuming from {where}"]:
+            PartialState().print(line)
+    if PartialState().use_distributed:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def _check_deletable(path: Path) -> None:

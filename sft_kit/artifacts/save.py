@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,10 +20,12 @@ from sft_kit.artifacts.load import is_reward_run
 from sft_kit.artifacts.ppo_card import write_ppo_card
 from sft_kit.artifacts.pretraining_card import write_pretraining_card
 from sft_kit.artifacts.reading_back import reload_difference, tolerated_difference
-from sft_kit.artifacts.record import weight_digests, write_record
 from sft_kit.artifacts.reward_card import write_reward_card
 from sft_kit.artifacts.samples import Sample, write_samples
+from sft_kit.disk import telling_full_disk
 from sft_kit.errors import CheckpointError
+from sft_kit.manifest import force_to_disk
+from sft_kit.run_record import RUN_FILE, weight_digests, write_record
 from sft_kit.settings import ModelSettings
 
 
@@ -59,41 +62,48 @@ def save_run(
     """
     state = PartialState()
     if state.is_main_process:
-        stage = run.path / ".staging"
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
-        save_model(model, tokenizer, stage)
-        difference = reload_difference(model, stage, base)
-        if difference > tolerated_difference(model):
-            raise CheckpointError(
-                f"the model read back from {stage} gives other logits than the trained one "
-                f"(largest difference {difference:.3g}); the folder was left for inspection and "
-                "the run is not marked as finished"
+        with _staged(run.path) as stage:
+            save_model(model, tokenizer, stage)
+            difference = _checked_difference(model, stage, base)
+            figures = {**metrics, "reload_max_logit_difference": difference}
+            (stage / "metrics.json").write_text(
+                json.dumps(figures, indent=2) + "\n", encoding="utf-8"
             )
-        figures = {**metrics, "reload_max_logit_difference": difference}
-        (stage / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        if samples:
-            write_samples(stage / "samples.md", samples, _name_before(run.record))
-        for name, content in files.items():
-            (stage / name).write_bytes(content)
-        for name, fill in folders.items():
-            fill(stage / name)
-        pictures = [*write_curves(stage, history), *write_ppo_curves(stage, history)]
-        if "pretraining" in run.record:
-            pictures += write_pretraining_curves(stage, history)
-        pictures += [name for name in files if name.endswith(".png")]
-        _write_card(run, stage / "README.md", figures, pictures, samples, history)
-        for path in stage.iterdir():
-            _move(path, run.path / path.name)
-        stage.rmdir()
+            if samples:
+                write_samples(stage / "samples.md", samples, _name_before(run.record))
+            for name, content in files.items():
+                (stage / name).write_bytes(content)
+            for name, fill in folders.items():
+                fill(stage / name)
+            pictures = [*write_curves(stage, history), *write_ppo_curves(stage, history)]
+            if "pretraining" in run.record:
+                pictures += write_pretraining_curves(stage, history)
+            pictures += [name for name in files if name.endswith(".png")]
+            _write_card(run, stage / "README.md", figures, pictures, samples, history)
+            _move_all(stage, run.path)
         run.record.update(
             status="finished",
             seconds=round(time.time() - run.started, 1),
             metrics=dict(figures),
             weights=weight_digests(run.path),
         )
-        write_record(run.path, run.record)
+        with telling_full_disk(run.path, RUN_FILE):
+            write_record(run.path, run.record)
     state.wait_for_everyone()
+
+
+def _checked_difference(
+    model: PreTrainedModel | PeftModel, stage: Path, base: ModelSettings | None
+) -> float:
+    """Read back what was saved and compare its logits."""
+    difference = reload_difference(model, stage, base)
+    if difference > tolerated_difference(model):
+        raise CheckpointError(
+            f"the model read back from {stage} gives other logits than the trained one "
+            f"(largest difference {difference:.3g}); the folder was left for inspection and "
+            "the run is not marked as finished"
+        )
+    return difference
 
 
 def _name_before(record: Mapping[str, object]) -> str:
@@ -101,6 +111,32 @@ def _name_before(record: Mapping[str, object]) -> str:
     if "pretraining" in record:
         return "Before training"
     return "Before PPO" if "ppo" in record else "Base model"
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder to write to; where the disk is full, it goes."""
+    stage = folder / ".staging"
+    shutil.rmtree(stage, ignore_errors=True)
+    with telling_full_disk(folder, "what the run leaves"):
+        try:
+            stage.mkdir(parents=True)
+            yield stage
+        except CheckpointError:
+            raise
+        except Exception:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+def _move_all(stage: Path, folder: Path) -> None:
+    """Give everything in a stage its place, once it is on the disk."""
+    for path in stage.rglob("*"):
+        force_to_disk(path)
+    for path in stage.iterdir():
+        _move(path, folder / path.name)
+    force_to_disk(folder)
+    stage.rmdir()
 
 
 def _move(path: Path, target: Path) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import EvalPrediction, Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
 from sft_kit.devices import peak_memory_bytes
 from sft_kit.objectives.language import IGNORED, next_token_loss, token_nll
 from sft_kit.training.randomness import isolated_randomness
+from sft_kit.training.sharding import spreads_weights
 
 _NOT_OF_THE_MODEL = ("epoch", "_runtime", "_per_second", "_preparation_time", "_tokens_seen")
 
@@ -65,9 +67,13 @@ def held_out_metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
 
     Returns:
         The loss in nats and what the recipe's metrics function makes of the held-out rows, keys
-        with `prefix`; empty when there are no such rows.
+        with `prefix`; empty when there are no such rows, and before the training of a model whose
+        weights are spread over the processes: accelerate 1.15 spreads them for an optimizer only.
     """
     if not trainer.eval_dataset:
+        return {}
+    if trainer.optimizer is None and spreads_weights(trainer.accelerator):
+        PartialState().print("held-out rows: not evaluated before training, weights are sharded")
         return {}
     with isolated_randomness():
         metrics = trainer.evaluate(metric_key_prefix=prefix)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from sft_kit.manifest import MANIFEST_FILE, broken_parts, set_aside, tidy_up, write_folder
+from sft_kit.manifest import (
+    MANIFEST_FILE,
+    broken_parts,
+    read_manifest,
+    remove_folder,
+    set_aside,
+    tidy_up,
+    write_folder,
+)
 
 FILES = {"a.bin": b"12345", "empty": b"", "deep/b.txt": b"text\n"}
 
@@ -19,13 +27,14 @@ def write_files(folder: Path) -> None:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     folder = tmp_path / "run" / "checkpoint-12"
-    write_folder(folder, write_files)
+    write_folder(folder, write_files, run="r" * 32)
     return folder
 
 
 def test_a_written_folder_is_whole_and_lists_every_file_with_its_digest(written: Path):
     listed = json.loads((written / MANIFEST_FILE).read_text())
-    assert listed == {
+    assert listed["run"] == "r" * 32
+    assert listed["files"] == {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in FILES.items()
     }
@@ -42,10 +51,13 @@ def test_a_written_folder_is_whole_and_lists_every_file_with_its_digest(written:
         (lambda folder: (folder / "empty").write_bytes(b"x"), "empty is changed"),
         (lambda folder: (folder / "deep" / "b.txt").unlink(), "deep/b.txt is missing"),
         (lambda folder: (folder / MANIFEST_FILE).unlink(), "manifest.json is missing"),
-        (lambda folder: (folder / MANIFEST_FILE).write_text("{}"), "manifest.json lists no file"),
+        (lambda folder: (folder / MANIFEST_FILE).write_text("{}"), "manifest.json is damaged"),
+        (lambda folder: (folder / MANIFEST_FILE).write_text("[1]"), "manifest.json is damaged"),
+        (lambda folder: (folder / "a.bin").write_bytes(b"\0" * 5), "a.bin is changed"),
+        (lambda folder: (folder / "a.bin").write_bytes(b"123456"), "a.bin is changed"),
         (
-            lambda folder: (folder / MANIFEST_FILE).write_text('{"a": 1}'),
-            "manifest.json is cut off",
+            lambda folder: (folder / "scaler.pt").write_bytes(b"evil"),
+            "scaler.pt is not of the run",
         ),
     ],
 )
@@ -58,7 +70,49 @@ def test_a_manifest_cut_anywhere_is_seen(written: Path):
     whole = (written / MANIFEST_FILE).read_bytes()
     for size in range(len(whole)):
         (written / MANIFEST_FILE).write_bytes(whole[:size])
-        assert broken_parts(written) == ["manifest.json is cut off"]
+        assert broken_parts(written) == ["manifest.json is damaged"]
+
+
+def test_a_flipped_bit_in_a_manifest_is_seen(written: Path):
+    whole = (written / MANIFEST_FILE).read_bytes()
+    for bit in range(0, 8 * len(whole), 7):  # each place in a byte, each byte
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (written / MANIFEST_FILE).write_bytes(flipped)
+        assert broken_parts(written) == ["manifest.json is damaged"], bit
+
+
+def test_a_manifest_cannot_name_a_file_outside_its_folder(written: Path):
+    outside = written.parent / "secret"
+    outside.write_text("x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    for name in ("../secret", str(outside), "deep/../../secret", ""):
+        body = {"version": 1, "run": "", "files": {name: {"bytes": 1, "sha256": digest}}}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        body["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        (written / MANIFEST_FILE).write_text(json.dumps(body))
+        assert read_manifest(written) is None
+        assert broken_parts(written) == ["manifest.json is damaged"]
+
+
+def test_an_empty_folder_is_not_whole(tmp_path: Path):
+    write_folder(tmp_path / "empty", lambda _: None)
+    assert broken_parts(tmp_path / "empty") == ["manifest.json lists no file"]
+
+
+def test_a_folder_is_never_half_deleted_under_its_name(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(path: Path) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sft_kit.manifest.shutil.rmtree", fail)
+    with pytest.raises(ZeroDivisionError):
+        remove_folder(written)
+    assert [path.name for path in written.parent.iterdir()] == [".checkpoint-12.gone"]
+    monkeypatch.undo()
+    tidy_up(written.parent, "checkpoint-*")
+    assert list(written.parent.iterdir()) == []
 
 
 def test_all_damaged_files_are_named_and_a_foreign_file_does_not_count(written: Path):
@@ -106,6 +160,7 @@ def test_every_file_and_folder_reaches_the_disk_before_it_gets_its_name(
     monkeypatch.setattr(os, "replace", watched_replace)
     write_folder(tmp_path / "run" / "out", write_files)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    assert before.index(MANIFEST_FILE) > max(map(before.index, ("a.bin", "empty", "b.txt")))
     assert sorted(before) == sorted(["a.bin", "empty", "deep", "b.txt", MANIFEST_FILE, ".out.part"])
     assert after == ["run"]
 

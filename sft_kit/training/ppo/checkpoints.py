@@ -5,8 +5,6 @@ safetensors, all else as JSON, whose shortest decimal for a float reads back as 
 """
 
 import json
-import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from sft_kit.disk import check_space, telling_full_disk
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.manifest import broken_parts, tidy_up, write_folder
+from sft_kit.run_record import read_run_id
+from sft_kit.training.checkpoint_writer import keep_best_and_newest, last_bytes
 from sft_kit.training.randomness import RandomState, capture_random_state
 
 STATE_FILE = "state.json"
@@ -28,7 +29,6 @@ TENSOR_FILES = {
     "random": "random.safetensors",
 }
 _VERSION = 1
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(slots=True)
@@ -74,14 +74,18 @@ def save_state(folder: Path, state: TrainingState, *, keep: int | None) -> Path:
 
     Returns:
         The checkpoint.
+
+    Raises:
+        CheckpointError: The disk is full; the checkpoints that stand there are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tidy_up(folder, "checkpoint-*")
     checkpoint = folder / f"checkpoint-{state.num_rollouts_done}"
-    write_folder(checkpoint, partial(_write_files, state=state))
-    if keep is not None:
-        for old in _older(folder, state.num_rollouts_done)[max(keep, 1) - 1 :]:
-            shutil.rmtree(old)
+    num_bytes = last_bytes(folder)
+    check_space(folder, num_bytes, checkpoint.name)
+    with telling_full_disk(folder, checkpoint.name, num_bytes or None):
+        write_folder(checkpoint, partial(_write_files, state=state), read_run_id(folder))
+    keep_best_and_newest(checkpoint, None, None if keep is None else max(keep, 1))
     return checkpoint
 
 
@@ -148,16 +152,6 @@ def check_identity(
 
 def _shortened(fingerprint: str | None) -> str:
     return "none" if fingerprint is None else repr(fingerprint[:12])
-
-
-def _older(folder: Path, newest: int) -> list[Path]:
-    """List the checkpoints with lower numbers, the highest first.
-
-    A higher one is broken, or the run would have gone on from there; it is replaced in its turn.
-    """
-    matches = [_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()]
-    numbers = sorted((int(match.group(1)) for match in matches if match), reverse=True)
-    return [folder / f"checkpoint-{number}" for number in numbers if number < newest]
 
 
 def _write_files(folder: Path, state: TrainingState) -> None:

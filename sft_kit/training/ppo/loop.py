@@ -13,12 +13,15 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from sft_kit.data.inspection import name_places
 from sft_kit.devices import peak_memory_bytes
-from sft_kit.errors import TrainingError
+from sft_kit.errors import NonFiniteError, SftKitError
 from sft_kit.models.dropout import disable_dropout
 from sft_kit.objectives.kl import adapted_kl_coefficient
 from sft_kit.run_log import append_log, cut_log
 from sft_kit.settings import PpoSettings
+from sft_kit.stopping import StopRequest, catch_stop_signals
+from sft_kit.training.out_of_memory import is_out_of_memory, rollout_out_of_memory_error
 from sft_kit.training.ppo.alarms import find_alarms
 from sft_kit.training.ppo.announce import rollout_line
 from sft_kit.training.ppo.checkpoints import save_state
@@ -45,8 +48,10 @@ from sft_kit.training.ppo.samples import (
     sample_rows,
     show_samples_table,
 )
+from sft_kit.training.stop_when_asked import agreed_signal, stopped_error
 
 _NUM_SAMPLES = 3
+_PROMISE = "finishing the rollout, then saving a checkpoint"
 _COMPARED = ("score_mean", "gold_mean", "eval_score_mean", "eval_gold_mean", "stop_fraction")
 """Figures whose first value stands beside the last."""
 
@@ -59,14 +64,23 @@ def train_ppo(run: PpoRun) -> PpoResult:
 
     Raises:
         ConfigError: Settings that don't fit each other or the number of prompts.
-        TrainingError: A self-check failed, or a reward function did.
+        TrainingError: A self-check failed, a reward function did, or memory is too small.
+        NonFiniteError: A rollout had no gradient that is a number.
+        StoppedError: A signal came; the rollout was finished and the checkpoint saved.
         CheckpointError: The checkpoint is of another run.
     """
     check_request(run)
     put_back = [disable_dropout(role.model) for role in run.roles.all()]
     modes = [(role.model, role.model.training) for role in run.roles.all()]
     try:
-        return _train(run, make_collector(run), make_learner(run))
+        progress = Progress(run.settings.kl_coefficient)
+        with catch_stop_signals(_PROMISE) as request:
+            return _train(run, make_collector(run), make_learner(run), progress, request)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, SftKitError) or not is_out_of_memory(error):
+            raise
+        number, longest = progress.num_rollouts + 1, run.settings.max_new_tokens
+        raise rollout_out_of_memory_error(number, run.args, longest, str(run.folder)) from error
     finally:
         for restore in put_back:
             restore()
@@ -74,7 +88,13 @@ def train_ppo(run: PpoRun) -> PpoResult:
             model.train(was_training)
 
 
-def _train(run: PpoRun, collector: Collector, learner: Learner) -> PpoResult:
+def _train(
+    run: PpoRun,
+    collector: Collector,
+    learner: Learner,
+    progress: Progress,
+    request: StopRequest,
+) -> PpoResult:
     settings, state = run.settings, PartialState()
     schedule = get_scheduler(
         run.args.lr_scheduler_type,
@@ -82,7 +102,6 @@ def _train(run: PpoRun, collector: Collector, learner: Learner) -> PpoResult:
         settings.warmup_rollouts,
         settings.num_rollouts,
     )
-    progress = Progress(settings.kl_coefficient)
     if run.checkpoint is not None:
         restore_state(Path(run.checkpoint), progress, learner, collector, schedule, run.identity)
         _cut_files(run.folder, progress.num_rollouts)
@@ -92,12 +111,15 @@ def _train(run: PpoRun, collector: Collector, learner: Learner) -> PpoResult:
         _evaluate(run, collector, progress)
         _keep_best(settings, progress, learner)
     stopped_by = None
+    begun_at = saved_at = progress.num_rollouts
     hide = run.args.disable_tqdm or not state.is_main_process
     bar = tqdm(
         total=settings.num_rollouts, initial=progress.num_rollouts, disable=hide, unit="rollout"
     )
     with bar:  # closed before an error is printed
         while progress.num_rollouts < settings.num_rollouts and stopped_by is None:
+            if agreed_signal(request):
+                break
             before = learner.copy_policy() if settings.kl_budget is not None else []
             phases = Phases()
             experience = _roll_out(run, collector, progress, phases)
@@ -126,8 +148,14 @@ def _train(run: PpoRun, collector: Collector, learner: Learner) -> PpoResult:
                 run.on_rollout(experience, figures)
             if _is_due(progress.num_rollouts, settings.save_rollouts, settings.num_rollouts):
                 _save(run, progress, learner, collector, schedule)
+                saved_at = progress.num_rollouts
             bar.set_postfix_str(rollout_line(figures))
             bar.update()
+    if stopped_by is None and (number := agreed_signal(request)):
+        done = progress.num_rollouts
+        if saved_at != done:
+            _save(run, progress, learner, collector, schedule)
+        raise stopped_error(number, done, str(run.folder), num_new=done - begun_at, unit="rollout")
     return _end(settings, progress, learner, stopped_by)
 
 
@@ -175,10 +203,12 @@ def _update(
     with phases.phase("train"):
         watched = optimize(learner, experience.rollout, experience.rows, experience.atom_of)
     if watched.num_skipped_updates and not watched.num_updates:
-        raise TrainingError(
+        places = [run.prompts[one.prompt].where for one in experience.rollout.episodes]
+        raise NonFiniteError(
             f"rollout {experience.rollout.index + 1}: no update had a gradient that is a number. "
-            "Lower train.learning_rate or ppo.value_learning_rate and start anew with --overwrite; "
-            "the checkpoints in the run folder are from before"
+            f"Its prompts: {name_places(places)}. Look at them, lower train.learning_rate or "
+            "ppo.value_learning_rate, and start anew with --overwrite; the checkpoints in the run "
+            "folder are from before"
         )
     if run.settings.self_checks:
         check_first_ratio(watched.first_ratio_error, collector)

@@ -31,8 +31,9 @@ READ_ARGUMENTS = {
     *("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "use_cpu"),
     *("save_total_limit", "disable_tqdm"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"),
 }
-"""What this loop reads of TrainingArguments; any other key in a YAML is an error."""
+"""What this loop and its run folder read of TrainingArguments; any other key is an error."""
 _REPLICATED = {
     DistributedType.NO,
     DistributedType.MULTI_CPU,

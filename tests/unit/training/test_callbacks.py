@@ -1,121 +1,12 @@
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
-from transformers import GPT2LMHeadModel, Trainer
+from transformers import Trainer
 
-from sft_kit.errors import TrainingError
-from sft_kit.training.callbacks import (
-    IsolatedEvaluation,
-    LogFile,
-    StopOnNonFinite,
-    append_log,
-    cut_log,
-)
+from sft_kit.training.callbacks import LogFile, append_log, cut_log
 
 MakeTrainer = Callable[..., Trainer]
-MakeModel = Callable[[float], GPT2LMHeadModel]
-
-
-def weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-# --- StopOnNonFinite -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_before_the_update(
-    make_trainer: MakeTrainer, tiny_model: MakeModel, value: float
-):
-    model = tiny_model(0.0)
-    trainer = make_trainer(model=model, callbacks=(StopOnNonFinite(),))
-    with torch.no_grad():
-        model.transformer.ln_f.bias[3] = value
-    before = weights(model)
-    with pytest.raises(TrainingError, match=r"step 1: the gradient of \S+ is not finite") as caught:
-        trainer.train()
-    assert str(trainer.args.output_dir) in str(caught.value)
-    assert torch.equal(weights(model).nan_to_num(7.0), before.nan_to_num(7.0))
-
-
-class PoisonStep(StopOnNonFinite):
-    """Makes one gradient infinite just before the third update."""
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 2:
-            self.before = weights(model)
-            model.transformer.wte.weight.grad[0, 0] = math.inf
-        super().on_pre_optimizer_step(args, state, control, model=model, **kwargs)
-
-
-def test_the_step_and_the_parameter_are_named(make_trainer: MakeTrainer, tiny_model: MakeModel):
-    model = tiny_model(0.0)
-    poison = PoisonStep()
-    with pytest.raises(TrainingError, match=r"step 3: the gradient of transformer\.wte\.weight"):
-        make_trainer(model=model, callbacks=(poison,)).train()
-    assert torch.equal(weights(model), poison.before)
-
-
-def test_without_the_callback_the_trainer_writes_nan_into_the_weights(
-    make_trainer: MakeTrainer, tiny_model: MakeModel
-):
-    """What the callback is there for; when this fails, it can go."""
-    model = tiny_model(0.0)
-    trainer = make_trainer(model=model)
-    with torch.no_grad():
-        model.transformer.ln_f.bias[3] = math.nan
-    count = weights(model).isnan().sum()
-    trainer.train()
-    assert weights(model).isnan().sum() > count
-
-
-def test_finite_training_goes_to_its_end(make_trainer: MakeTrainer):
-    trainer = make_trainer(callbacks=(StopOnNonFinite(),))
-    trainer.train()
-    assert trainer.state.global_step == 3
-
-
-def test_finite_gradients_whose_norm_overflows_are_no_reason_to_stop(
-    make_trainer: MakeTrainer, tiny_model: MakeModel
-):
-    """3e38 squared is beyond float32, 3e38 is not."""
-    trainer = make_trainer(callbacks=())
-    model = tiny_model(0.0)
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 3e38)
-    StopOnNonFinite().on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model)
-
-
-# --- IsolatedEvaluation --------------------------------------------------------------------------
-
-
-def trained(
-    make_trainer: MakeTrainer, tiny_model: MakeModel, *, isolated: bool, **settings: object
-) -> torch.Tensor:
-    model = tiny_model(0.3)
-    callbacks = (IsolatedEvaluation(),) if isolated else ()
-    make_trainer(model=model, callbacks=callbacks, max_steps=6, **settings).train()
-    return weights(model)
-
-
-EVALUATIONS = {
-    "every step": {"eval_strategy": "steps", "eval_steps": 1},
-    "every epoch": {"eval_strategy": "epoch"},
-    "at the start": {"eval_strategy": "steps", "eval_steps": 100, "eval_on_start": True},
-}
-
-
-@pytest.mark.parametrize("settings", EVALUATIONS.values(), ids=list(EVALUATIONS))
-def test_training_with_evaluation_gives_the_weights_of_training_without(
-    make_trainer: MakeTrainer, tiny_model: MakeModel, settings: dict[str, object]
-):
-    expected = trained(make_trainer, tiny_model, isolated=True, eval_strategy="no")
-    assert torch.equal(trained(make_trainer, tiny_model, isolated=True, **settings), expected)
-    assert not torch.equal(trained(make_trainer, tiny_model, isolated=False, **settings), expected)
 
 
 # --- LogFile -------------------------------------------------------------------------------------
@@ -164,3 +55,26 @@ def test_cutting_a_log_keeps_whole_lines_up_to_the_step(tmp_path: Path):
 def test_cutting_a_log_that_does_not_exist_does_nothing(tmp_path: Path):
     cut_log(tmp_path, 3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cutting_a_log_drops_lines_of_the_last_step_that_the_checkpoint_does_not_know(
+    tmp_path: Path,
+):
+    for line in ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}, {"step": 2, "eval_loss": 0.3}):
+        append_log(tmp_path, line)
+    whole = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
+    for num_last in (2, 1, 0):
+        cut_log(tmp_path, 2, num_last)
+        assert (tmp_path / "log.jsonl").read_text() == "".join(whole[: 1 + num_last])
+
+
+def test_cutting_a_log_keeps_one_evaluation_of_the_base_however_often_a_run_was_resumed(
+    tmp_path: Path,
+):
+    for line in ({"step": 0, "base_loss": 2.0}, {"step": 0, "base_loss": 2.0}):
+        append_log(tmp_path, line)
+    first = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)[0]
+    append_log(tmp_path, {"step": 0, "eval_loss": 2.0})
+    last = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)[-1]
+    cut_log(tmp_path, 1)
+    assert (tmp_path / "log.jsonl").read_text() == first + last

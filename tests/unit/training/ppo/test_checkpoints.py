@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from sft_kit.artifacts.checkpoints import newest_checkpoint
+from sft_kit.checkpoints import newest_checkpoint
 from sft_kit.errors import CheckpointError
 from sft_kit.training.ppo.checkpoints import TrainingState, check_identity, load_state, save_state
 from sft_kit.training.randomness import capture_random_state, restore_random_state

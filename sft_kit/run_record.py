@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,8 @@ from sft_kit.errors import CheckpointError
 
 RUN_FILE = "run.yaml"
 _BLOCK_BYTES = 1 << 20
+_MAX_BYTES = 5_000_000
+_MAX_VALUES = 1_000_000
 _PACKAGES = (
     "sft-kit",
     "torch",
@@ -55,7 +58,10 @@ def read_record(folder: Path) -> dict[str, object]:
             f"{folder} {kind}: give the folder that a recipe named at its end (train.output_dir)"
         )
     try:
-        record = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        record = YAML(typ="safe", pure=True).load(_read_text(path))
+        _refuse_growth(record)
+    except RecursionError as error:
+        raise CheckpointError(f"{path} can't be read: it is nested too deep") from error
     except (YAMLError, ValueError) as error:  # ValueError: wrong encoding, a date that is none
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if (
@@ -65,6 +71,45 @@ def read_record(folder: Path) -> dict[str, object]:
     ):
         raise CheckpointError(f"{path} is not the record of a run: it has no status and settings")
     return cast("dict[str, object]", record)
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"found more than {_MAX_BYTES:,} bytes, accepts the record of a run")
+    return data.decode("utf-8")
+
+
+def _refuse_growth(record: object) -> None:
+    """Stop where aliases make a small file a large record, or one that contains itself."""
+    sizes: dict[int, int] = {}
+    whole: list[object] = []  # keeps the ids from being given away twice
+
+    def size_of(value: object) -> int:
+        if not isinstance(value, dict | list | set | tuple):
+            return 1
+        if id(value) not in sizes:
+            whole.append(value)
+            sizes[id(value)] = _MAX_VALUES  # until it is known: what contains itself has no end
+            inner = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size_of(one) for one in inner)
+        return sizes[id(value)]
+
+    if size_of(record) >= _MAX_VALUES:
+        raise ValueError(f"found more than {_MAX_VALUES:,} values, accepts the record of a run")
+
+
+def new_run_id() -> str:
+    """Draw the id by which a run knows its own checkpoints: 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+def read_run_id(folder: Path) -> str:
+    """Read the id of the run in a folder; empty where no run is recorded there."""
+    if not (folder / RUN_FILE).is_file():
+        return ""
+    return str(read_record(folder).get("run_id") or "")
 
 
 def weight_digests(folder: Path) -> dict[str, str]:
