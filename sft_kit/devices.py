@@ -178,6 +178,11 @@ def check_launch(parent_command: Sequence[str] | None = None) -> None:
         asked = 2  # an abbreviated flag; at least two were meant
     if asked is None or asked <= started:
         return
+    if started > 1:
+        raise LaunchError(
+            f"the launcher was asked for {asked} processes and started {started}: each machine "
+            "starts as many. Give --num_processes a multiple of --num_machines"
+        )
     options = _accelerate_options(command) or []
     script = next((word for word in options if word.endswith(".py")), "recipes/<recipe>.py")
     raise LaunchError(
