@@ -1,12 +1,12 @@
 """What model cards say of a run, whatever it trained: from an allow-list of facts."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from jinja2 import DictLoader, Environment
 
 import sft_kit
+from sft_kit.artifacts.origins import base_of_run, data_of_run, data_set_of_run
 
 _CARD = """\
 ---
@@ -14,6 +14,10 @@ library_name: {{ "peft" if adapter else "transformers" }}
 pipeline_tag: {% block task required %}{% endblock +%}
 {% if base_is_on_hub %}
 base_model: {{ base }}
+{% endif %}
+{% if data_set %}
+datasets:
+- {{ data_set }}
 {% endif %}
 tags:
 - sft_kit
@@ -66,6 +70,11 @@ model = PeftModel.from_pretrained(base, folder)
 model = {{ auto_class }}.from_pretrained(folder)
 {% endif %}
 {% block use required %}{% endblock %}
+{% if base_is_missing %}
+
+The base was a folder that is not on the Hub under a known name: put its place where
+`{{ base_place }}` stands. On other weights this adapter answers nonsense.
+{% endif %}
 
 ## Limits
 
@@ -105,13 +114,15 @@ def common_facts(
     """
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     model, train = settings["model"] or {}, settings.get("train") or {}
-    name, is_on_hub = base_name(model)
+    name, is_on_hub = base_of_run(record)
     return {
         "title": title,
         "base_place": name if is_on_hub else f"path/to/{name}",  # else it would be taken for an id
         "adapter": settings.get("adapter"),
         "base": name,
         "base_is_on_hub": is_on_hub,
+        "base_is_missing": bool(settings.get("adapter")) and not is_on_hub,
+        "data_set": data_set_of_run(settings.get("data") or {}),
         "recipe": record["recipe"],
         "version": sft_kit.__version__,
         "facts": training_facts(record),
@@ -125,21 +136,6 @@ def common_facts(
     }
 
 
-def base_name(model: Mapping[str, object]) -> tuple[str, bool]:
-    """Name what a run started from, never by a folder of this machine.
-
-    Args:
-        model: The section `model` of the settings.
-
-    Returns:
-        The name, and whether it is one of the Hub.
-    """
-    checkpoint = str(model.get("checkpoint") or model.get("architecture"))
-    is_folder = Path(checkpoint).exists()
-    is_on_hub = bool(model.get("checkpoint")) and not is_folder
-    return Path(checkpoint).name if is_folder else checkpoint, is_on_hub
-
-
 def training_facts(record: Mapping[str, object]) -> dict[str, object]:
     """List rows, quantization, adapter, loss and batch of a run, without what it has none of."""
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
@@ -147,6 +143,7 @@ def training_facts(record: Mapping[str, object]) -> dict[str, object]:
     base = cast("Mapping[str, object]", record.get("base") or {})
     model, adapter, train = (settings.get(name) or {} for name in ("model", "adapter", "train"))
     facts: dict[str, object] = {
+        **data_of_run(settings.get("data") or {}),
         "training rows": data.get("num_train_rows"),
         "held-out rows": data.get("num_eval_rows"),
         "training prompts": data.get("num_train_prompts"),
@@ -155,6 +152,7 @@ def training_facts(record: Mapping[str, object]) -> dict[str, object]:
         "quantization": base.get("stored_as") or model.get("quantization"),
         "chat template": (settings.get("data") or {}).get("template"),
     }
+    facts["tokens read in training"] = _tokens_read(record)
     for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):
         facts[key] = adapter.get(key)
     for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"):
@@ -162,6 +160,15 @@ def training_facts(record: Mapping[str, object]) -> dict[str, object]:
     facts |= _loss_facts(settings.get("classify") or {})
     facts["seed"] = train.get("seed")
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _tokens_read(record: Mapping[str, object]) -> str | None:
+    """Count what the steps have read, repeated rows included."""
+    facts = cast("Mapping[str, object]", record.get("facts") or {})
+    per_step, steps = facts.get("tokens_per_step"), facts.get("num_steps")
+    if not isinstance(per_step, int) or not isinstance(steps, int) or steps < 1:
+        return None
+    return f"about {per_step * steps:,}"
 
 
 def _loss_facts(classify: Mapping[str, object]) -> dict[str, object]:

@@ -50,6 +50,7 @@ def load_classifier_run(
     folder: str,
     base: str | None = None,
     *,
+    force_base: bool = False,
     device: torch.device | str | None = None,
     dtype: Dtype | None = None,
 ) -> LoadedClassifier:
@@ -58,6 +59,7 @@ def load_classifier_run(
     Args:
         folder: Run folder.
         base: Where the base checkpoint is now, if it is not where the run found it.
+        force_base: Put the adapter on another base than the one trained on too, with a warning.
         device: Where the weights go. None: the device of this process.
         dtype: Type of the weights, if the base's is to be another than in training.
 
@@ -85,7 +87,7 @@ def load_classifier_run(
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
     model_settings = None
     if (path / ADAPTER_FILE).is_file():
-        model_settings = find_base(path, settings["model"] or {}, record, base)
+        model_settings = find_base(path, settings["model"] or {}, record, base, force=force_base)
     model = load_model(path, model_settings, device, dtype, labels)
     data = recorded_settings(LabelledDataSettings, settings["data"])
     return LoadedClassifier(model, tokenizer, labels.names, labels.multi_label, data, record)

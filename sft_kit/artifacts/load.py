@@ -1,25 +1,30 @@
 """A run folder back to a model that answers; the folder alone is enough."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_kit.artifacts.labels import Labels, recorded_labels
-from sft_kit.artifacts.record import RUN_FILE, read_record, weight_digests
 from sft_kit.data.templates import Template, bind_template
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import load_adapter
-from sft_kit.models.base import load_causal_lm, load_tokenizer
-from sft_kit.models.fingerprint import checkpoint_folder, fingerprint
+from sft_kit.models.base import explained, load_causal_lm, load_config_of, load_tokenizer
+from sft_kit.models.fingerprint import checkpoint_folder, describe_base
 from sft_kit.models.heads import load_classifier
 from sft_kit.models.kinds import Kind
+from sft_kit.models.network import hub_is_reachable
 from sft_kit.models.pretraining import load_of_kind
 from sft_kit.models.reward_model import load_reward_model
+from sft_kit.models.same_base import base_differences
+from sft_kit.models.weight_files import fetch_weights
+from sft_kit.run_record import RUN_FILE, read_record, weight_digests
 from sft_kit.settings import Dtype, ModelSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -44,6 +49,7 @@ def load_run(
     folder: str,
     base: str | None = None,
     *,
+    force_base: bool = False,
     device: torch.device | str | None = None,
     dtype: Dtype | None = None,
 ) -> LoadedRun:
@@ -52,6 +58,7 @@ def load_run(
     Args:
         folder: Run folder.
         base: Where the base checkpoint is now, if it is not where the run found it.
+        force_base: Put the adapter on another base than the one trained on too, with a warning.
         device: Where the weights go. None: the device of this process.
         dtype: Type of the weights, if the base's is to be another than in training, or a whole
             model's another than float32.
@@ -84,7 +91,7 @@ def load_run(
     template = load_template(path, tokenizer, record)
     model_settings = None
     if (path / ADAPTER_FILE).is_file():
-        model_settings = find_base(path, settings["model"] or {}, record, base)
+        model_settings = find_base(path, settings["model"] or {}, record, base, force=force_base)
     model = load_model(path, model_settings, device, dtype)
     return LoadedRun(model, tokenizer, template, record)
 
@@ -210,7 +217,12 @@ def recorded_settings(cls: type[S], section: Mapping[str, object] | None) -> S:
 
 
 def find_base(
-    path: Path, section: Mapping[str, object], record: Mapping[str, object], base: str | None
+    path: Path,
+    section: Mapping[str, object],
+    record: Mapping[str, object],
+    base: str | None,
+    *,
+    force: bool = False,
 ) -> ModelSettings:
     """Find the base of a run's adapter, and make sure that it is the one trained on.
 
@@ -219,22 +231,45 @@ def find_base(
         section: The section `model` of the run's settings.
         record: `run.yaml`.
         base: Where the base is now, if it has moved.
+        force: Take another base too, and say so on stderr.
 
     Raises:
-        CheckpointError: It has other weights.
+        CheckpointError: It has other weights, another config or another vocabulary.
     """
     settings = recorded_settings(ModelSettings, section)
     saved = cast("Mapping[str, str]", record["base"])
-    if base is None and not Path(settings.checkpoint).is_dir() and Path(saved["folder"]).is_dir():
-        base = saved["folder"]
+    folder = saved.get("folder")  # a run that was pulled knows none
+    if base is None and not Path(settings.checkpoint).is_dir() and folder and Path(folder).is_dir():
+        base = folder
     if base is not None:
         settings = replace(settings, checkpoint=base, revision=None)
-    found = checkpoint_folder(settings.checkpoint, settings.revision)
-    if found is not None and fingerprint(found) != saved["fingerprint"]:
-        name = saved["name"]
-        message = f"found {settings.checkpoint!r}, but the adapter was trained on {name!r}"
-        problem = Problem(
-            str(path), "base", f"{message} and the weights differ", "give --base PATH"
-        )
-        raise CheckpointError(f"the adapter in {path} belongs to another base", [problem])
+    elif not saved.get("on_hub", True) and not Path(settings.checkpoint).is_dir():
+        raise _base_elsewhere(path, settings.checkpoint)
+    if not Path(settings.checkpoint).is_dir() and hub_is_reachable():
+        with explained(settings.checkpoint):
+            fetch_weights(settings.checkpoint, load_config_of(settings), settings.revision)
+    if checkpoint_folder(settings.checkpoint, settings.revision) is not None:
+        _check_base(path, settings, saved, force=force)
     return settings
+
+
+def _base_elsewhere(path: Path, name: str) -> CheckpointError:
+    found = f"the adapter in {path} was trained on a folder of another machine, {name!r}"
+    return CheckpointError(f"{found}: give --base PATH with that checkpoint")
+
+
+def _check_base(
+    path: Path, settings: ModelSettings, saved: Mapping[str, object], *, force: bool
+) -> None:
+    differences = base_differences(saved, describe_base(settings))
+    if not differences:
+        return
+    name = saved["name"]
+    found = f"found {settings.checkpoint!r}, but the adapter was trained on {name!r}"
+    found += f": {'; '.join(differences)}"
+    summary = f"the adapter in {path} belongs to another base"
+    if force:
+        PartialState().print(f"warning: {summary}: {found}", file=sys.stderr)
+        return
+    todo = f"give --base PATH with {name!r} as it was, or add --force-base to use this one"
+    raise CheckpointError(summary, [Problem(str(path), "base", found, todo)])

@@ -25,14 +25,14 @@ from transformers.utils.logging import (
 from sft_kit.artifacts.load import ADAPTER_FILE, LoadedRun, load_run, require_finished
 from sft_kit.artifacts.merged_card import CARD_FILE, is_merged_card, write_merged_card
 from sft_kit.artifacts.named import LoadOptions, is_run_folder, load_checkpoint, refuse_options
-from sft_kit.artifacts.record import read_record
-from sft_kit.config.yaml_text import Scalar
+from sft_kit.config.core_schema import Scalar
 from sft_kit.devices import free_memory_bytes
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.adapters import count_parameters
 from sft_kit.models.base import load_causal_lm, load_config_of
 from sft_kit.models.merging import is_exact, merge, to_dense
 from sft_kit.models.probe import probe_logits
+from sft_kit.run_record import read_record
 from sft_kit.settings import Dtype, ModelSettings, StoredDtype
 
 _EXACT = 1e-4
@@ -102,6 +102,7 @@ def merge_and_save(
     adapter: Path | None = None,
     config: dict[str, Scalar] | None = None,
     overwrite: bool = False,
+    force_base: bool = False,
 ) -> Merged:
     """Merge a run's adapter into its base, or a separate adapter into a checkpoint.
 
@@ -116,13 +117,14 @@ def merge_and_save(
         adapter: Folder with an adapter for a checkpoint.
         config: Fields of a checkpoint's config to replace on loading.
         overwrite: Replace an earlier merged model.
+        force_base: Merge a run's adapter into another base than its own too, with a warning.
 
     Raises:
         CheckpointError: Nothing to merge, a folder that may not be written, or logits that differ
             by more than rounding explains.
         ConfigError: An option that does not fit what `name` is.
     """
-    options = LoadOptions(base, adapter, config=config or {})
+    options = LoadOptions(base, adapter, config=config or {}, force_base=force_base)
     source = _Source(name, is_run_folder(name), options)
     _check_source(source)
     output = output.resolve()
@@ -194,7 +196,10 @@ def _load(source: _Source) -> LoadedRun:
     # A base quantized on loading is the one of the training only if it is loaded as it was then.
     is_quantized = _model_section(source).get("quantization", "none") != "none"
     dtype: Dtype | None = None if is_quantized else "float32"
-    return load_run(source.name, source.options.base, device=cpu, dtype=dtype)
+    options = source.options
+    return load_run(
+        source.name, options.base, force_base=options.force_base, device=cpu, dtype=dtype
+    )
 
 
 def _check_memory(loaded: LoadedRun) -> None:

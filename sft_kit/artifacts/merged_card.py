@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import sft_kit
+from sft_kit.artifacts.origins import base_of_run
 
 CARD_FILE = "README.md"
 _MARK = "Merged by sft_kit"
@@ -21,17 +21,13 @@ def write_merged_card(
         info: As in `LoadedRun.info`: the record of a run, or how a checkpoint was loaded.
         facts: What was measured, one sentence each.
     """
-    settings = cast("Mapping[str, Mapping[str, object] | None]", info["settings"])
-    model = settings["model"] or {}
-    checkpoint = str(model.get("checkpoint") or model.get("architecture"))
-    is_folder = Path(checkpoint).exists()
-    base = Path(checkpoint).name if is_folder else checkpoint
+    base, is_on_hub = base_of_run(info)
     origin = f"a run of the recipe `{info['recipe']}` on `{base}`" if "recipe" in info else base
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        *([] if is_folder else [f"base_model: {base}"]),
+        *([f"base_model: {base}"] if is_on_hub else []),
         "tags:",
         "- sft_kit",
         "---",
@@ -49,6 +45,11 @@ def write_merged_card(
         "```",
         "",
         *(f"- {fact}" for fact in facts),
+        "",
+        "## Limits",
+        "",
+        "It knows what its base and its training taught it, and states wrong things with the same",
+        "confidence as right ones. Merging rounds weights: the figures above say by how much.",
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_kit.artifacts.load import LoadedRun, load_run
 from sft_kit.artifacts.plain import LoadedPlain, is_plain_run, load_plain_run
-from sft_kit.artifacts.record import RUN_FILE, read_record
-from sft_kit.config.yaml_text import Scalar
+from sft_kit.config.core_schema import Scalar
 from sft_kit.data.templates import choose_template
 from sft_kit.devices import find_accelerator
 from sft_kit.errors import CheckpointError, ConfigError, Problem, SftKitError
@@ -21,6 +20,7 @@ from sft_kit.models.fingerprint import checkpoint_folder
 from sft_kit.models.kinds import Kind, kind_of_config
 from sft_kit.models.network import hub_is_reachable
 from sft_kit.models.pretraining import load_of_kind
+from sft_kit.run_record import RUN_FILE, read_record
 from sft_kit.settings import Dtype, ModelSettings, Quantization
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -37,6 +37,7 @@ class LoadOptions:
         dtype: Type of a checkpoint's weights; None and "auto" pick by device.
         fast_int4: Generate with the int4 kernel of the CPU, in bfloat16.
         config: Fields of a checkpoint's config to replace on loading.
+        force_base: Put a run's adapter on another base too, with a warning.
     """
 
     base: str | None = None
@@ -45,6 +46,7 @@ class LoadOptions:
     dtype: Dtype | None = None
     fast_int4: bool = False
     config: dict[str, Scalar] = field(default_factory=dict)
+    force_base: bool = False
 
 
 def load_named(name: str, options: LoadOptions) -> LoadedRun:
@@ -59,7 +61,13 @@ def load_named(name: str, options: LoadOptions) -> LoadedRun:
     fast_dtype: Dtype | None = "bfloat16" if options.fast_int4 else None
     device = "cpu" if options.fast_int4 else None
     if is_run:
-        loaded = load_run(name, options.base, device=device, dtype=fast_dtype)
+        loaded = load_run(
+            name,
+            options.base,
+            force_base=options.force_base,
+            device=device,
+            dtype=fast_dtype,
+        )
     else:
         settings = _settings_of(name, options, fast_dtype)
         if _kind_of_checkpoint(name) != "causal":
@@ -88,7 +96,7 @@ def load_named_plain(name: str, options: LoadOptions) -> LoadedPlain | None:
         if not is_plain_run(read_record(folder)):
             return None
         _refuse_plain_options(options, is_run=True)
-        return load_plain_run(name, options.base)
+        return load_plain_run(name, options.base, force_base=options.force_base)
     if not _has_config(name):
         return None
     kind = _kind_of_checkpoint(name)
@@ -176,9 +184,19 @@ def refuse_options(options: LoadOptions, *, is_run: bool) -> None:
         problems = [
             Problem("command line", name, found, "leave it out") for name in given if given[name]
         ]
-    elif options.base:
-        found = "is the base of a run folder, and this is a checkpoint"
-        problems = [Problem("command line", "--base", found, "leave it out")]
+    else:
+        bases = {"--base": options.base, "--force-base": options.force_base}
+        names = {"--base": "is", "--force-base": "is about"}
+        problems = [
+            Problem(
+                "command line",
+                name,
+                f"{verb} the base of a run folder, and this is a checkpoint",
+                "leave it out",
+            )
+            for name, verb in names.items()
+            if bases[name]
+        ]
     if options.fast_int4 and options.dtype not in (None, "auto", "bfloat16"):
         found = f"found {options.dtype}, but --fast-int4 computes in bfloat16"
         problems.append(Problem("command line", "--dtype", found, "leave one of them out"))

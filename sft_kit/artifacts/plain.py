@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from peft import PeftModel
@@ -16,9 +16,10 @@ from sft_kit.artifacts.load import (
     load_model,
     require_finished,
 )
-from sft_kit.errors import CheckpointError
+from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.base import load_tokenizer
 from sft_kit.models.kinds import Kind
+from sft_kit.run_record import RUN_FILE
 from sft_kit.settings import Dtype, ModelSettings
 
 
@@ -50,6 +51,7 @@ def load_plain_run(
     folder: str,
     base: str | None = None,
     *,
+    force_base: bool = False,
     device: torch.device | str | None = None,
     dtype: Dtype | None = None,
 ) -> LoadedPlain:
@@ -58,6 +60,7 @@ def load_plain_run(
     Args:
         folder: Run folder.
         base: Where the base checkpoint of an adapter is now, if it is not where the run found it.
+        force_base: Put the adapter on another base than the one trained on too, with a warning.
         device: Where the weights go. None: the device of this process.
         dtype: Type of the weights, if another than the base's in training, or than float32.
 
@@ -73,12 +76,17 @@ def load_plain_run(
             "sequence-to-sequence model"
         )
     about = cast("Mapping[str, str]", record["pretraining"])
+    if about.get("kind") not in get_args(Kind):
+        accepted = ", ".join(get_args(Kind))
+        found = f"found {about.get('kind')!r}, accepts {accepted}"
+        problem = Problem(str(path / RUN_FILE), "pretraining.kind", found, "bring back the file")
+        raise CheckpointError(f"the run in {folder} can't be loaded", [problem])
     kind = cast("Kind", about["kind"])
     check_weights(path, cast("Mapping[str, str]", record.get("weights") or {}))
     settings = cast("Mapping[str, Mapping[str, object] | None]", record["settings"])
     tokenizer = load_tokenizer(ModelSettings(checkpoint=folder))
     base_settings = None
     if (path / ADAPTER_FILE).is_file():
-        base_settings = find_base(path, settings["model"] or {}, record, base)
+        base_settings = find_base(path, settings["model"] or {}, record, base, force=force_base)
     model = load_model(path, base_settings, device, dtype, kind=kind)
     return LoadedPlain(model, tokenizer, kind, about["objective"], record)

@@ -13,11 +13,12 @@ from sft_kit.artifacts.load import (
     is_reward_run,
     require_finished,
 )
-from sft_kit.artifacts.record import RUN_FILE
 from sft_kit.artifacts.reward import load_reward_run
 from sft_kit.artifacts.text_scores import TextScorer, make_text_scorer
 from sft_kit.data.templates import Template
 from sft_kit.errors import CheckpointError, Problem
+from sft_kit.models.same_base import base_differences
+from sft_kit.run_record import RUN_FILE
 from sft_kit.settings import ModelSettings, PpoSettings, ScoreSettings
 
 _COPIED = (
@@ -143,11 +144,11 @@ def _problems_of_sft(run: _Run, template: Template, base: Mapping[str, object]) 
         todo = f"set model.checkpoint={run.folder} and ppo.sft_adapter=null"
         return [Problem("", key, found, todo)]
     problems: list[Problem] = []
-    if run.fact("base", "fingerprint") != base["fingerprint"]:
+    if differences := _other_base(run, base):
         name = run.fact("base", "name")
         found = f"found an adapter on {name!r}, accepts one on model.checkpoint={base['name']}"
         todo = f"set model.checkpoint={name}"
-        problems.append(Problem("", key, f"{found}, and the weights differ", todo))
+        problems.append(Problem("", key, f"{found}: {'; '.join(differences)}", todo))
     if run.fact("template", "sha256") != template.sha256:
         name = run.fact("template", "name")
         found = f"found a run with the template {name!r}, accepts one with {template.name!r}"
@@ -183,9 +184,13 @@ def _scale_of(run: _Run) -> tuple[float, float]:
 def _shares_base(run: _Run, template: Template, base: Mapping[str, object]) -> bool:
     return (
         (run.folder / ADAPTER_FILE).is_file()
-        and run.fact("base", "fingerprint") == base["fingerprint"]
+        and not _other_base(run, base)
         and run.fact("template", "sha256") == template.sha256
     )
+
+
+def _other_base(run: _Run, base: Mapping[str, object]) -> list[str]:
+    return base_differences(cast("Mapping[str, object]", run.record.get("base") or {}), base)
 
 
 def _other_quantization(key: str, run: _Run, model: ModelSettings) -> list[str]:

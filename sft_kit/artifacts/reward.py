@@ -52,6 +52,7 @@ def load_reward_run(
     folder: str,
     base: str | None = None,
     *,
+    force_base: bool = False,
     device: torch.device | str | None = None,
     dtype: Dtype | None = None,
 ) -> LoadedReward:
@@ -60,6 +61,7 @@ def load_reward_run(
     Args:
         folder: Run folder.
         base: Where the base checkpoint is now, if it is not where the run found it.
+        force_base: Put the adapter on another base than the one trained on too, with a warning.
         device: Where the weights go. None: the device of this process.
         dtype: Type of the weights, if the base's is to be another than in training.
 
@@ -81,7 +83,7 @@ def load_reward_run(
     template = load_template(path, tokenizer, record)
     model_settings = None
     if (path / ADAPTER_FILE).is_file():
-        model_settings = find_base(path, settings["model"] or {}, record, base)
+        model_settings = find_base(path, settings["model"] or {}, record, base, force=force_base)
     score = Labels(("score",), multi_label=False, is_score=True)
     model = load_model(path, model_settings, device, dtype, score)
     scale = ScoreScale(**cast("dict[str, Any]", record["score_scale"]))

@@ -13,10 +13,12 @@ import typer
 from sft_kit import __version__
 from sft_kit.cli import (
     classifier_commands,
+    hub_commands,
     model_commands,
     recipe_commands,
     reward_commands,
     tokenizer_commands,
+    verify_command,
 )
 from sft_kit.command import EXIT_INTERRUPTED
 from sft_kit.config import run_recipe
@@ -31,6 +33,8 @@ for command in (
     *model_commands.COMMANDS,
     *classifier_commands.COMMANDS,
     *reward_commands.COMMANDS,
+    *verify_command.COMMANDS,
+    *hub_commands.COMMANDS,
 ):
     app.command()(command)
 app.add_typer(tokenizer_commands.app, name="tokenizer")

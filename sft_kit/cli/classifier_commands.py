@@ -32,6 +32,10 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="The base checkpoint of the run, if it has moved since."),
 ]
+ForceBase = Annotated[
+    bool,
+    typer.Option("--force-base", help="Use another base than the run was trained on, and warn."),
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Texts per forward pass; changes speed and memory only.")
 ]
@@ -53,6 +57,7 @@ def evaluate(
         typer.Option(metavar="DIR", help="Folder to write; default: RUN/evaluation/name of FILE."),
     ] = None,
     base: Base = None,
+    force_base: ForceBase = False,
     batch_size: BatchSize = 32,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print evaluation.json instead of tables.")
@@ -67,7 +72,7 @@ def evaluate(
     from sft_kit.evaluation.report import report_files, show_report
 
     folder = report_folder(run, data, output)
-    loaded = load_classifier_run(run, base)
+    loaded = load_classifier_run(run, base, force_base=force_base)
     asked = file_rows(loaded, data, overrides or [], needs_labels=True)
     is_trained, note = rows_trained_on(loaded, asked.rows)
     _tell([*asked.notes, note])
@@ -114,6 +119,7 @@ def classify(
         bool, typer.Option("--overwrite", help="Replace an earlier output file.")
     ] = False,
     base: Base = None,
+    force_base: ForceBase = False,
     batch_size: BatchSize = 32,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: text, prediction, probabilities.")
@@ -130,7 +136,7 @@ def classify(
     if output is not None and file is not None:
         failure = "the predictions can't be written"
         check_output(output, file, "--file", SUFFIXES, failure, overwrite=overwrite)
-    loaded = load_classifier_run(run, base)
+    loaded = load_classifier_run(run, base, force_base=force_base)
     if file is None:
         asked = given_rows(loaded, texts, pairs)
     else:

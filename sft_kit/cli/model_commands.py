@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from sft_kit.config.core_schema import Scalar
 from sft_kit.config.merging import COMMAND_LINE
-from sft_kit.config.yaml_text import Scalar, read_value
+from sft_kit.config.yaml_text import read_value
 from sft_kit.errors import ConfigError, DataError, Problem
 from sft_kit.settings import Dtype, Quantization, SampleSettings, StoredDtype
 
@@ -33,6 +34,10 @@ Model = Annotated[
 Base = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="The base checkpoint of a run, if it has moved since."),
+]
+ForceBase = Annotated[
+    bool,
+    typer.Option("--force-base", help="Use another base than the run was trained on, and warn."),
 ]
 Adapter = Annotated[
     Path | None,
@@ -70,6 +75,7 @@ MaxNewTokens = Annotated[int | None, typer.Option(help="Longest reply in tokens.
 def chat(
     model: Model,
     base: Base = None,
+    force_base: ForceBase = False,
     adapter: Adapter = None,
     quantization: QuantizationOption = None,
     dtype: DtypeOption = None,
@@ -91,7 +97,8 @@ def chat(
     if max_new_tokens is None:
         max_new_tokens = CHAT_MAX_NEW_TOKENS
     sampling = _sampling(temperature, top_k, top_p, seed, max_new_tokens)
-    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, _fields(config or []))
+    fields = _fields(config or [])
+    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, fields, force_base)
     run = _load(model, options)
     start_chat(Console(), run, sampling, system)
 
@@ -108,6 +115,7 @@ def generate(
         bool, typer.Option("--json", help="Print JSON: prompt, reply, stopped, num_tokens.")
     ] = False,
     base: Base = None,
+    force_base: ForceBase = False,
     adapter: Adapter = None,
     quantization: QuantizationOption = None,
     dtype: DtypeOption = None,
@@ -132,7 +140,8 @@ def generate(
     if not questions:
         raise ConfigError("there is nothing to answer: give --prompt TEXT or --prompt-file FILE")
     sampling = _sampling(temperature, top_k, top_p, seed, max_new_tokens)
-    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, _fields(config or []))
+    fields = _fields(config or [])
+    options = LoadOptions(base, adapter, quantization, dtype, fast_int4, fields, force_base)
     plain = load_named_plain(model, options)
     if plain is not None:
         replies = _write_plain(plain, questions, system, sampling)
@@ -164,6 +173,7 @@ def merge(
         StoredDtype, typer.Option(help="Type of the weights on disk; what it costs is printed.")
     ] = "float32",
     base: Base = None,
+    force_base: ForceBase = False,
     adapter: Adapter = None,
     config: Config = None,
     overwrite: Annotated[
@@ -181,6 +191,7 @@ def merge(
         adapter=adapter,
         config=_fields(config or []),
         overwrite=overwrite,
+        force_base=force_base,
     )
     for line in merged.lines():
         typer.echo(line)

@@ -27,6 +27,10 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="The base checkpoint of the run, if it has moved since."),
 ]
+ForceBase = Annotated[
+    bool,
+    typer.Option("--force-base", help="Use another base than the run was trained on, and warn."),
+]
 Format = Annotated[
     str, typer.Option("--format", metavar="NAME", help="Shape of a row; auto detects it.")
 ]
@@ -56,6 +60,7 @@ def score(
         bool, typer.Option("--overwrite", help="Replace an earlier output file.")
     ] = False,
     base: Base = None,
+    force_base: ForceBase = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Answers per forward pass; changes speed and memory only.")
     ] = 32,
@@ -71,7 +76,7 @@ def score(
     if output is not None:
         failure = "the scores can't be written"
         check_output(output, data, "--data", (_SUFFIX,), failure, overwrite=overwrite)
-    loaded = load_reward_run(run, base)
+    loaded = load_reward_run(run, base, force_base=force_base)
     asked = read_answers(loaded, data, data_format)
     for note in asked.notes:
         typer.echo(f"note: {note}", err=True)

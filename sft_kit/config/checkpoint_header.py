@@ -69,7 +69,7 @@ def config_of(folder: Path) -> dict[str, object]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -80,7 +80,7 @@ def read_header(file: Path) -> dict[str, object] | None:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length)) if length <= _MAX_HEADER_BYTES else None
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, RecursionError, struct.error):
         return None
     return header if isinstance(header, dict) else None
 
@@ -112,6 +112,8 @@ def _weight_files(folder: Path) -> Iterable[Path]:
         return [single]
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
-    return sorted(folder / str(shard) for shard in shards)
+    names = sorted({str(shard) for shard in shards})
+    # A name with a folder is refused where the checkpoint is loaded; here it is not even looked at.
+    return [folder / name for name in names if Path(name).name == name and name != ".."]

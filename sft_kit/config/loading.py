@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sft_kit import devices
+from sft_kit import devices, launch_checks
 from sft_kit.config.command_line import Arguments, help_text, parse_arguments, resolved_text
 from sft_kit.config.merging import (
     COMMAND_LINE,
@@ -26,6 +26,7 @@ from sft_kit.config.merging import (
 )
 from sft_kit.config.rules import broken_rules
 from sft_kit.config.schema import read_sections
+from sft_kit.config.tables import READ_BY_RUN
 from sft_kit.config.validation import CheckedSection, with_new_names
 from sft_kit.config.view import View
 from sft_kit.config.yaml_text import Node, display
@@ -156,7 +157,7 @@ def read_config(
     main = display(yamls[-1] if yamls else recipe)
     checked = check_sections(reading, main)
     resolved = _resolve(recipe, reading, checked)
-    faulty = {f"{name}.{key}" for name, one in checked.items() for key in one.faulty}
+    faulty = {f"{name}.{key}" for name, one in checked.items() for key in one.faulty | one.meant}
     faulty |= {name for name in reading.sections if name not in checked}
     view = View(resolved.sections, resolved.origins, frozenset(faulty), _hub_cache())
     problems = [*reading.problems, *broken_rules(view)]
@@ -191,12 +192,15 @@ def load_config(cls: type[T], recipe: str) -> Config[T]:
         path, yamls, arguments.overrides, lambda sections: devices.resolve(sections).problems
     )
     devices.check_launch()
+    launch_checks.check_tasks()
     resolved, updates = _with_device(resolved)
     if arguments.print_config:
         _print_and_exit(resolved_text(resolved.sections, resolved.origins))
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         # TrainingArguments takes the launcher's word where the settings say float32.
         os.environ["ACCELERATE_MIXED_PRECISION"] = devices.mixed_precision(updates["train"])
+    on_cpu = updates.get("train", {}).get("use_cpu") is True
+    launch_checks.check_sharding(resolved.sections, on_cpu=on_cpu)
     settings = _build(cls, resolved, updates, display(yamls[-1]))
     devices.check_processes(getattr(getattr(settings, "train", None), "n_gpu", 1))
     threads = devices.use_all_cores()
@@ -214,7 +218,9 @@ def refuse_unread(resolved: Resolved, section: str, read: Collection[str]) -> No
 
     Raises:
         ConfigError: One problem for each key that was given and would have no effect.
+        LaunchError: The launcher was asked to spread weights over the processes.
     """
+    launch_checks.check_own_loop(resolved.recipe.name)
     problems = [
         Problem(
             resolved.origins[f"{section}.{key}"],
@@ -323,14 +329,19 @@ def _build(
         if resolved.sections[name] is None:
             built[name] = None
             continue
-        values = {**resolved.given(name), **updates.get(name, {})}
+        tp = _class_of(hint)
+        values = {
+            key: value
+            for key, value in {**resolved.given(name), **updates.get(name, {})}.items()
+            if f"{tp.__name__}.{key}" not in READ_BY_RUN
+        }
         try:
-            built[name] = _class_of(hint)(**values)
+            built[name] = tp(**values)
         except (ValueError, TypeError, ImportError, OSError, RuntimeError, LookupError) as error:
             where = resolved.origins.get(name, "default")
             where = f"{main}:1" if where == "default" else where
             reason = " ".join(str(error).split())
-            problems.append(Problem(where, name, f"{_class_of(hint).__name__} refuses: {reason}"))
+            problems.append(Problem(where, name, f"{tp.__name__} refuses: {reason}"))
     if problems:
         raise report_of(main, problems)
     return cls(**built)

@@ -280,6 +280,15 @@ def _no_module(view: View, target: str, names: list[str]) -> Problem:
     return view.problem("adapter.target_modules", message, did_you_mean(close))
 
 
+def _pushes_nowhere(view: View) -> Iterator[Problem]:
+    if view.get("train.push_to_hub") and not view.get("train.hub_model_id"):
+        yield view.problem(
+            "train.push_to_hub",
+            "found true without a repository",
+            "set train.hub_model_id=NAME/REPO",
+        )
+
+
 RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
     {
         ("model.checkpoint",): _checkpoint_exists("model.checkpoint"),
@@ -303,6 +312,7 @@ RULES: Mapping[tuple[str, ...], Rule] = MappingProxyType(
         ("train.bf16_full_eval", "train.fp16_full_eval"): _both(
             "train.bf16_full_eval", "train.fp16_full_eval", "one precision at a time"
         ),
+        ("train.push_to_hub", "train.hub_model_id"): _pushes_nowhere,
         ("train.fsdp", "train.deepspeed"): _both(
             "train.fsdp", "train.deepspeed", "both shard the model"
         ),

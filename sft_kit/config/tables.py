@@ -41,6 +41,9 @@ class Pattern:
     regex: str
 
 
+HUB_REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+"""A repository of the Hub: `name/repository`."""
+
 BOUNDS: Mapping[str, tuple[Ge | Gt | Le | Lt, ...]] = MappingProxyType(
     {
         "TrainingArguments.per_device_train_batch_size": (Ge(1),),
@@ -84,6 +87,9 @@ TYPES: Mapping[str, Any] = MappingProxyType(
         "TrainingArguments.bf16": bool | Literal["auto"],
         "TrainingArguments.fp16": bool | Literal["auto"],
         "TrainingArguments.report_to": _REPORTERS | list[_REPORTERS],
+        "TrainingArguments.hub_model_id": Annotated[str, Pattern(HUB_REPOSITORY)] | None,
+        "TrainingArguments.hub_private_repo": bool,
+        "TrainingArguments.hub_revision": Annotated[str, Pattern(r"[A-Za-z0-9][\w.-]*")] | None,
         "TrainingArguments.log_level": _LOG_LEVELS,
         "TrainingArguments.log_level_replica": _LOG_LEVELS,
         "TrainingArguments.include_num_input_tokens_seen": bool
@@ -108,9 +114,21 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
         "TrainingArguments.use_cpu": "auto",
         "TrainingArguments.bf16": "auto",
         "TrainingArguments.fp16": "auto",
+        "TrainingArguments.hub_private_repo": True,
     }
 )
-"""Defaults of this project where upstream's would ignore the machine."""
+"""Defaults of this project where upstream's would ignore the machine, or show a model to all."""
+
+READ_BY_RUN = frozenset(
+    {
+        "TrainingArguments.push_to_hub",
+        "TrainingArguments.hub_model_id",
+        "TrainingArguments.hub_private_repo",
+        "TrainingArguments.hub_revision",
+    }
+)
+"""Settings that the run folder obeys, and that Trainer must not see: it would push while it trains,
+without asking what is in the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +146,7 @@ class Refusal:
     harmless: tuple[object, ...] = ()
 
 
-_UPLOAD = Refusal(
-    "pushing during a run isn't supported in this version",
-    "remove it; upload the finished run folder with `hf upload`",
-)
-_UPLOAD_SWITCH = Refusal(_UPLOAD.reason, _UPLOAD.todo, harmless=(False,))
+_PUSHED_ONCE = "a run is pushed once, when it is finished and its files have been looked through"
 _NO_EFFECT = "remove it; the recipe decides"
 _SCRIPT_FLAG = Refusal("only scripts that read it obey it, and recipes always train", _NO_EFFECT)
 _METRICS = "the recipe's own metrics decide what evaluation collects"
@@ -145,12 +159,10 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
             "it would be stored in clear inside training_args.bin",
             "log in with `hf auth login` or set HF_TOKEN",
         ),
-        "TrainingArguments.push_to_hub": _UPLOAD_SWITCH,
-        "TrainingArguments.hub_private_repo": _UPLOAD,
-        "TrainingArguments.hub_model_id": _UPLOAD,
-        "TrainingArguments.hub_strategy": _UPLOAD,
-        "TrainingArguments.hub_always_push": _UPLOAD_SWITCH,
-        "TrainingArguments.hub_revision": _UPLOAD,
+        "TrainingArguments.hub_strategy": Refusal(_PUSHED_ONCE, "use train.push_to_hub"),
+        "TrainingArguments.hub_always_push": Refusal(
+            _PUSHED_ONCE, "use train.push_to_hub", harmless=(False,)
+        ),
         "TrainingArguments.resume_from_checkpoint": Refusal(
             "Trainer doesn't read it", "use `--resume` on the command line"
         ),
@@ -161,6 +173,12 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
         "TrainingArguments.auto_find_batch_size": Refusal(
             "it would change the global batch, and so the result, without a word",
             "lower per_device_train_batch_size and raise gradient_accumulation_steps",
+            harmless=(False,),
+        ),
+        "TrainingArguments.enable_jit_checkpoint": Refusal(
+            "every run stops after a step and saves when it is asked to, with an exit code that "
+            "says so",
+            "remove it",
             harmless=(False,),
         ),
         "TrainingArguments.logging_nan_inf_filter": Refusal(

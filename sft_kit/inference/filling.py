@@ -75,11 +75,14 @@ def write_plain(
 
     Returns:
         What the model wrote: of masks, blanks and characters the whole text with them filled in.
+        Nothing where another process has the model's weights.
 
     Raises:
         DataError: Prompts that can't be used, all at once, or a tokenizer that lacks a token.
         CheckpointError: The model does not fit its objective, or is broken.
     """
+    if next(model.parameters()).is_meta:
+        return [Reply("", [], stopped=False) for _ in prompts]
     if kind == "causal":
         return _continue(model, tokenizer, prompts, sampling)
     if kind == "seq2seq":

@@ -62,9 +62,14 @@ def generate(
         sampling: How to draw; a reply also ends where the model's context ends.
         batch_size: Prompts per forward pass; changes the speed only.
 
+    Returns:
+        A reply per prompt; empty ones where another process has the model's weights.
+
     Raises:
         DataError: Prompts that are empty or leave no room for a reply.
     """
+    if next(model.parameters()).is_meta:
+        return [Reply("", [], stopped=False) for _ in prompts]
     encoded = [encode_prompt(tokenizer, template, messages) for messages in prompts]
     rooms = reply_rooms(model, [len(ids) for ids in encoded], sampling.max_new_tokens)
     stop_token_ids = stop_ids(model, template)

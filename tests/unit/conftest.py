@@ -53,11 +53,12 @@ def as_examples(rows: list[dict[str, list[int]]]) -> list[Example]:
 
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> MakeTrainer:
-    """Builds a Trainer as the recipes do; keywords are settings of `TrainingArguments`."""
-    from transformers import Trainer, TrainingArguments
+    """Builds a Trainer as the recipes do; other keywords are settings of `TrainingArguments`."""
+    from transformers import TrainingArguments
 
     from sft_kit.data.collators import pad_batch
     from sft_kit.training.metrics import causal_lm_loss, label_nll, language_metrics
+    from sft_kit.training.trainer import SafeTrainer
 
     def build(
         *,
@@ -65,6 +66,8 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         rows: int = 12,
         eval_rows: int = 5,
         callbacks: tuple[object, ...] = (),
+        kind: "type[Trainer]" = SafeTrainer,
+        train_dataset: object = None,
         **settings: object,
     ) -> "Trainer":
         defaults = {
@@ -73,10 +76,10 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             "per_device_train_batch_size": 4, "per_device_eval_batch_size": 2, "max_steps": 3,
             "learning_rate": 1e-2, "seed": 7,
         }  # fmt: skip
-        return Trainer(
+        return kind(
             model=model or make_model(),
             args=TrainingArguments(**(defaults | settings)),
-            train_dataset=make_rows(rows),
+            train_dataset=make_rows(rows) if train_dataset is None else train_dataset,
             eval_dataset=make_rows(eval_rows, seed=1) if eval_rows else None,
             data_collator=partial(pad_batch, pad_token_id=PAD),
             compute_loss_func=causal_lm_loss,

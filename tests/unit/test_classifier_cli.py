@@ -25,9 +25,9 @@ from transformers import (
 )
 
 import sft_kit.artifacts.classifier
-from sft_kit.artifacts.record import weight_digests, write_record
 from sft_kit.cli import main
 from sft_kit.data.labelled.splits import load_labelled
+from sft_kit.run_record import weight_digests, write_record
 from sft_kit.settings import LabelledDataSettings
 
 NAMES = ("bad", "good", "中性")

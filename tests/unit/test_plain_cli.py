@@ -16,10 +16,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from sft_kit.artifacts.record import weight_digests, write_record
 from sft_kit.artifacts.save import save_model
 from sft_kit.cli import main
 from sft_kit.inference.filling import write_plain
+from sft_kit.run_record import weight_digests, write_record
 from sft_kit.settings import ModelSettings, SampleSettings
 
 BERT = Path(__file__).resolve().parents[2] / "data" / "checkpoints" / "tiny-bert-chinese"

@@ -15,12 +15,12 @@ def make_run(tmp_path: Path) -> MakeRun:
     import torch
     from peft import LoraConfig
 
-    from sft_kit.artifacts.record import weight_digests, write_record
     from sft_kit.artifacts.save import save_model
     from sft_kit.data.templates import choose_template
     from sft_kit.models.adapters import attach_lora
     from sft_kit.models.base import load_causal_lm, load_tokenizer
     from sft_kit.models.fingerprint import describe_base
+    from sft_kit.run_record import weight_digests, write_record
     from sft_kit.settings import ModelSettings
 
     def build(checkpoint: Path, *, adapter: bool = True, **model: object) -> Path:

@@ -174,3 +174,30 @@ def test_the_code_of_the_card_runs(
     assert isinstance(found["reply"], torch.Tensor)
     prompt_length = found["prompt"]["input_ids"].shape[1]
     assert prompt_length < found["reply"].shape[1] <= prompt_length + 4
+
+
+def test_the_data_is_named_with_its_licence_and_its_tokens(tmp_path: Path):
+    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    record = changed("data", path=str(tmp_path / "rows.json"))
+    record["facts"] = {"tokens_per_step": 300, "num_steps": 20}
+    text = card(tmp_path, record)
+    assert "| data | `rows.json` |" in text
+    assert "| licence of the data | mit |" in text
+    assert "| tokens read in training | about 6,000 |" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_data_set_of_the_hub_stands_in_the_header(tmp_path: Path):
+    text = card(tmp_path, changed("data", path="org/rows"))
+    assert header(text)["datasets"] == ["org/rows"]
+    assert "| data | [org/rows](https://huggingface.co/datasets/org/rows) |" in text
+
+
+def test_an_adapter_says_what_a_base_in_a_folder_means(tmp_path: Path):
+    here = tmp_path / "tiny"
+    here.mkdir()
+    text = card(tmp_path, changed("model", checkpoint=str(here), quantization="none"))
+    assert "The base was a folder that is not on the Hub under a known name" in text
+    assert "`path/to/tiny`" in text
+    assert "is not on the Hub" not in card(tmp_path)

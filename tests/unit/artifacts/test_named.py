@@ -170,3 +170,68 @@ def test_the_fast_kernel_computes_packed_int4_in_bfloat16(
 def test_the_fast_kernel_is_refused_where_no_int4_is_packed(gpt2_checkpoint: Path):
     with pytest.raises(CheckpointError, match="fast int4 kernel can't be used"):
         load_named(str(gpt2_checkpoint), LoadOptions(fast_int4=True))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["--base", "in its place"])
+def test_an_adapter_is_put_on_no_other_base_unless_that_is_asked_for(
+    make_run, gpt2_checkpoint: Path, capsys: pytest.CaptureFixture[str], given: bool
+):
+    folder = make_run(gpt2_checkpoint)
+    other = gpt2_checkpoint
+    if given:
+        other = gpt2_checkpoint.with_name("other")
+        shutil.copytree(gpt2_checkpoint, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
+    base = str(other) if given else None
+    with pytest.raises(CheckpointError) as caught:
+        load_named(str(folder), LoadOptions(base=base))
+    (problem,) = caught.value.problems
+    assert f"found {str(other)!r}, but the adapter was trained on {str(gpt2_checkpoint)!r}" in str(
+        problem
+    )
+    assert "n_layer=1 instead of 2" in problem.message
+    assert "--force-base" in problem.todo
+    (other / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+    loaded = load_named(str(folder), LoadOptions(base=base, force_base=True))
+    assert loaded.model.config.activation_function == "relu"
+    said = capsys.readouterr().err
+    assert said.startswith("warning: the adapter in")
+    assert 'activation_function="relu" instead of "gelu_new"' in said
+
+
+def test_a_base_of_the_hub_is_fetched_before_it_is_compared(
+    make_run, gpt2_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+
+    from sft_kit.artifacts import load as module
+    from sft_kit.run_record import read_record, write_record
+
+    folder = make_run(gpt2_checkpoint)
+    record = read_record(folder)
+    record["base"] |= {"name": "me/base", "folder": "/gone"}
+    record["settings"]["model"]["checkpoint"] = "me/base"
+    write_record(folder, record)
+    repository = Path(constants.HF_HUB_CACHE) / "models--me--base"
+    snapshot = repository / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(gpt2_checkpoint / "config.json", snapshot)  # as after a look at the config alone
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c" * 40)
+
+    def fetch(name: str, config: object, revision: str | None) -> None:
+        assert (name, revision) == ("me/base", None)
+        shutil.copytree(gpt2_checkpoint, snapshot, dirs_exist_ok=True)
+
+    monkeypatch.setattr(module, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(module, "fetch_weights", fetch)
+    try:
+        load_run(str(folder))
+        config = json.loads((snapshot / "config.json").read_text())
+        (snapshot / "config.json").write_text(json.dumps(config | {"n_head": 4}))
+        monkeypatch.setattr(module, "fetch_weights", lambda *_: None)
+        with pytest.raises(CheckpointError, match=r"n_head=4 instead of 2"):
+            load_run(str(folder))
+    finally:
+        shutil.rmtree(repository)

@@ -11,7 +11,6 @@ from peft import LoraConfig
 
 from sft_kit.artifacts import load_reward_run
 from sft_kit.artifacts.policy_sources import copy_reward_model, open_policy_sources
-from sft_kit.artifacts.record import weight_digests, write_record
 from sft_kit.artifacts.save import save_model
 from sft_kit.artifacts.text_scores import make_text_scorer
 from sft_kit.data.preference.rows import Prompt
@@ -23,6 +22,7 @@ from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_tokenizer
 from sft_kit.models.fingerprint import describe_base
 from sft_kit.models.reward_model import load_reward_model
+from sft_kit.run_record import weight_digests, write_record
 from sft_kit.settings import ModelSettings, PpoSettings, ScoreSettings
 
 CHAT = ({"role": "user", "content": "How are you today?"},)
