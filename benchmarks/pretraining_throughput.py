@@ -208,11 +208,11 @@ def run_recipe(options: argparse.Namespace, clock: Clock) -> None:
     """Run the recipe as a user would, with a clock among the callbacks."""
     recipe = load_recipe(options.objectives[0])
 
-    class Watched(recipe.Trainer):  # type: ignore[name-defined,misc]
+    class Watched(recipe.SafeTrainer):  # type: ignore[name-defined,misc]
         def __init__(self, *args: object, callbacks: list[TrainerCallback], **rest: object) -> None:
             super().__init__(*args, callbacks=[*callbacks, clock], **rest)
 
-    recipe.Trainer = Watched
+    recipe.SafeTrainer = Watched
     sys.argv = [str(recipe.__file__), "--overwrite"]
     sys.argv += [f"{key}={json.dumps(value)}" for key, value in recipe_keys(options).items()]
     standard_output, sys.stdout = sys.stdout, sys.stderr

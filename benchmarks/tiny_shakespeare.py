@@ -132,14 +132,14 @@ def train_recipe(work: Path, options: argparse.Namespace) -> dict[str, object]:
     recipe = importlib.import_module("pretrain_gpt2_clm")
     measured: dict[str, object] = {}
 
-    class Timed(recipe.Trainer):  # type: ignore[name-defined,misc]
+    class Timed(recipe.SafeTrainer):  # type: ignore[name-defined,misc]
         def train(self, **known: object) -> object:
             result, taken = timed(lambda: super(Timed, self).train(**known))
             logged = [row["loss"] for row in self.state.log_history if "loss" in row]
             measured.update(taken, losses=logged, model=self.model)
             return result
 
-    recipe.Trainer = Timed
+    recipe.SafeTrainer = Timed
     yaml = {"train.warmup_steps": min(WARMUP, options.steps // 2), "train.max_steps": options.steps}
     sys.argv = [str(REPOSITORY / "recipes" / "pretrain_gpt2_clm.py"), "--overwrite"]
     sys.argv += [

@@ -23,7 +23,7 @@ from peft import LoraConfig
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
-from sft_kit.artifacts.checkpoints import newest_checkpoint
+from sft_kit.checkpoints import newest_checkpoint
 from sft_kit.data.preference.rows import Prompt
 from sft_kit.data.rows import Example, Where
 from sft_kit.models.role_adapters import adapter_roles, whole_model_roles

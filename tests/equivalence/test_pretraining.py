@@ -103,12 +103,12 @@ class KilledError(Exception):
 
 
 def die_before_step_7(recipe):
-    class Die(recipe.StopOnNonFinite):
+    class Die(recipe.LogFile):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 6:
                 raise KilledError
 
-    recipe.StopOnNonFinite = Die
+    recipe.LogFile = Die
 
 
 STREAM = {"data.streaming": "true", "data.shuffle_buffer": 16}

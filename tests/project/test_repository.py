@@ -62,7 +62,7 @@ def test_readme_has_the_two_setup_commands_that_ci_takes_from_it() -> None:
         f"{SETUP_PREFIX}. && accelerate launch recipes/sft_gpt2_lora.py "
         "model.checkpoint=data/checkpoints/tiny-gpt2"
     )
-    assert second == f'{SETUP_PREFIX}".[test]" && pytest'
+    assert second == f'{SETUP_PREFIX}".[test]" && pytest -n auto --dist loadfile'
     ci = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
     assert SETUP_PREFIX in ci
     assert "README.md" in ci

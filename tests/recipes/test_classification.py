@@ -334,8 +334,8 @@ def test_a_missing_head_is_refused_by_name(classifier_run, tmp_path):
     from safetensors.torch import load_file, save_file
 
     from sft_kit.artifacts import load_classifier_run
-    from sft_kit.artifacts.record import weight_digests
     from sft_kit.errors import CheckpointError
+    from sft_kit.run_record import weight_digests
 
     folder = tmp_path / "run"
     shutil.copytree(classifier_run, folder)

@@ -17,7 +17,7 @@ ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE_MODEL = {"config.json", "generation_config.json", "model.safetensors"}
 RECORD = {"README.md", "run.yaml", "metrics.json", "log.jsonl", "loss.png", "learning_rate.png"}
 TRAINER_STATE = {
-    *("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin"),
+    *("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "manifest.json"),
 }
 
 
@@ -165,7 +165,6 @@ def test_the_card_names_no_folder_user_or_machine(finished_run, checkpoint, rows
     for name in [*map(str, private), "/tmp", socket.gethostname()]:
         assert name not in card
     assert f"/{getpass.getuser()}" not in card
-    assert rows_file.name not in card
     assert "`tiny-gpt2`" in card
 
 

@@ -303,14 +303,12 @@ class KilledError(Exception):
 
 
 def die_before_step_5(recipe):
-    from transformers import TrainerCallback
-
-    class Die(TrainerCallback):
+    class Die(recipe.LogFile):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 4:
                 raise KilledError
 
-    recipe.StopOnNonFinite = Die
+    recipe.LogFile = Die
 
 
 def test_a_resumed_run_is_the_straight_one_bit_by_bit(run_recipe, small_pairs, runs, tmp_path):
