@@ -6,6 +6,7 @@ every gradient NaN where one is.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -83,7 +84,7 @@ def check_numbers(record: StepRecord, trainer: Trainer) -> None:
     Raises:
         NonFiniteError: In every process, where one has found something.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = cast("nn.Module", trainer.model)  # never the wrapped one
     findings = gathered_findings(record.finding(model, trainer.train_dataset))
     if findings:
         step, folder = trainer.state.global_step + 1, str(trainer.args.output_dir)

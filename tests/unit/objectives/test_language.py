@@ -20,6 +20,12 @@ from sft_kit.objectives.language import (
 VOCABULARY = 11
 
 
+@pytest.fixture(autouse=True, params=[0, language._FEW_LOGITS], ids=["in parts", "few"])
+def ways_to_compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are small here: let every test see both ways."""
+    monkeypatch.setattr(language, "_FEW_LOGITS", request.param)
+
+
 def make_batch(rows: int = 4, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     """Random logits, and labels of which rows have unequal shares."""
     logits = torch.randn(rows, tokens, VOCABULARY) * 3
