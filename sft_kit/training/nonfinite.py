@@ -44,16 +44,20 @@ class StepRecord:
         rows: Numbers of the rows of each micro-batch, (rows,) int64; empty where not known.
         losses: Of the micro-batches that were gone through.
         longest_row: Tokens of the widest micro-batch.
+        norm: Scalar norm of all gradients of the step together, once they were looked at; of this
+            process's part where they are sharded.
     """
 
     rows: list[torch.Tensor] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
     longest_row: int = 0
+    norm: torch.Tensor | None = None
 
     def finding(self, model: nn.Module, dataset: object) -> Finding | None:
         """Look for what is not a number, once all gradients of the step are there."""
         bad = nonfinite_losses(self.losses)
-        gradient = nonfinite_gradient(model)
+        self.norm = gradient_norm(model)
+        gradient = nonfinite_gradient(model, self.norm)
         if not bad and gradient is None:
             return None
         blamed = [self.rows[index] for index in bad if index < len(self.rows)] or self.rows
@@ -91,12 +95,21 @@ def check_numbers(record: StepRecord, trainer: Trainer) -> None:
         raise nonfinite_error(step, findings, folder)
 
 
-def nonfinite_gradient(model: nn.Module) -> str | None:
-    """Name the first parameter whose gradient is NaN or infinite."""
+def gradient_norm(model: nn.Module) -> torch.Tensor | None:
+    """Norm of all gradients of this process together, a scalar; None where there are none."""
     gradients = [_own_part(one.grad) for one in model.parameters() if one.grad is not None]
-    # One pass and one transfer from the GPU. It is exact: where the norm alone overflows, every
-    # gradient is looked at.
-    if not gradients or bool(get_total_norm(gradients).isfinite()):
+    return get_total_norm(gradients) if gradients else None
+
+
+def nonfinite_gradient(model: nn.Module, norm: torch.Tensor | None) -> str | None:
+    """Name the first parameter whose gradient is NaN or infinite.
+
+    Args:
+        model: After its backward passes.
+        norm: Of all its gradients. It is one transfer from the GPU, and exact: where the norm alone
+            overflows, every gradient is looked at.
+    """
+    if norm is None or bool(norm.isfinite()):
         return None
     named = ((name, one.grad) for name, one in model.named_parameters())
     return _first((name, _own_part(grad)) for name, grad in named if grad is not None)

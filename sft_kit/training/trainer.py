@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -49,6 +51,9 @@ from sft_kit.training.stop_when_asked import (
     stopped_error,
 )
 from sft_kit.training.workers import is_worker_death
+
+_EACH_HAS_ALL = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+"""Launches in which every process has all gradients."""
 
 
 class SafeTrainer(Trainer):
@@ -346,3 +351,11 @@ class SafeTrainer(Trainer):
         if self.accelerator.sync_gradients and not self.args.fp16:
             check_numbers(self._record, self)
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | None:
+        """Clip by the norm that was found when the gradients were checked."""
+        norm = self._record.norm
+        if norm is None or self.accelerator.distributed_type not in _EACH_HAS_ALL:
+            return cast("torch.Tensor | None", super()._clip_grad_norm(model))  # type: ignore[no-untyped-call]
+        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm

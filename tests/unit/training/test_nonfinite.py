@@ -9,6 +9,7 @@ from transformers import GPT2LMHeadModel, Trainer
 from sft_kit.errors import NonFiniteError
 from sft_kit.training.nonfinite import (
     Finding,
+    gradient_norm,
     nonfinite_error,
     nonfinite_gradient,
     nonfinite_losses,
@@ -135,9 +136,9 @@ def test_finite_gradients_whose_norm_overflows_are_no_reason_to_stop(tiny_model:
     model = tiny_model(0.0)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3e38)
-    assert nonfinite_gradient(model) is None
+    assert nonfinite_gradient(model, gradient_norm(model)) is None
     model.transformer.ln_f.bias.grad[0] = math.inf
-    assert nonfinite_gradient(model) == "transformer.ln_f.bias"
+    assert nonfinite_gradient(model, gradient_norm(model)) == "transformer.ln_f.bias"
 
 
 def test_whole_numbers_among_the_parameters_are_passed_over():
