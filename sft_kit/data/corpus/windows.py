@@ -61,6 +61,8 @@ class TokenizedTexts:
     def _documents(self, first: int, last: int, inner: slice, size: int) -> Ids:
         starts = self.stream.starts
         begin, end = np.searchsorted(starts, (first + 1, last))
+        if begin == end:
+            return np.ones(size, dtype=np.int64)
         begins = np.zeros(size, dtype=np.int64)
         begins[0] = 1
         begins[starts[begin:end] - first + inner.start] = 1
