@@ -13,7 +13,7 @@ from sft_kit.errors import CheckpointError, Problem
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WRITER_WORDS = ("PytorchStreamWriter", "unexpected pos", "file write failed")
 """What `torch.save` says of a disk that took only a part; that it was full, it doesn't say."""
-_TODO = (
+_WAY_OUT = (
     "free some there, set train.save_total_limit to keep fewer checkpoints, or move the run folder "
     "to another disk and name it with train.output_dir; then go on with --resume"
 )
@@ -85,5 +85,5 @@ def _no_space(folder: Path, what: str, num_bytes: int | None, found: str) -> Che
     needs = "" if num_bytes is None else f"needs about {in_bytes(num_bytes)}, and "
     message = f"{what} {needs}{in_bytes(free_bytes(folder))} are free"
     message += f" ({found})" if found else ""
-    problem = Problem(str(folder), "", message, _TODO)
+    problem = Problem(str(folder), "", message, _WAY_OUT)
     return CheckpointError("the disk is full; what was saved before is kept:", [problem])

@@ -14,7 +14,7 @@ _MAX_SAID = 200
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _LATER = "wait and repeat the command: what has arrived is not sent again"
 
-_TODO: Mapping[int, str] = MappingProxyType(
+_WAYS_ON: Mapping[int, str] = MappingProxyType(
     {
         400: "correct what it names, and repeat the command",
         401: f"the token is missing, wrong or expired: {_LOG_IN}",
@@ -39,7 +39,7 @@ def refused(what: str, repo: str, error: Exception) -> HubError:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 401
     said = _said(error)
     found = f"the Hub answered {status}" + (f": {said}" if said else "")
-    return _failure(what, repo, found, _TODO.get(status, _LATER))
+    return _failure(what, repo, found, _WAYS_ON.get(status, _LATER))
 
 
 def gave_up(
@@ -55,7 +55,7 @@ def gave_up(
     found = f"tried {times}; last of all {_harmless(reason)}"
     if wait_seconds:
         found += f", and it asks to wait {in_seconds(wait_seconds)}"
-    todo = _TODO.get(status or 0, f"the Hub or the network has trouble: {_LATER}")
+    todo = _WAYS_ON.get(status or 0, f"the Hub or the network has trouble: {_LATER}")
     return _failure(what, repo, found, todo)
 
 
