@@ -39,7 +39,6 @@ from sft_kit.training.classification import (
     predict_held_out,
 )
 from sft_kit.training.facts import derive_facts
-from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.metrics import run_metrics
 from sft_kit.training.trainer import SafeTrainer
 
@@ -76,7 +75,8 @@ def main() -> None:
         lm_weight=settings.classify.lm_weight,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = attach_lora(classifier, settings.adapter)  # the head trains and is saved with it
+    # The head trains and is saved with the adapter.
+    model = attach_lora(classifier, settings.adapter, fused=settings.model.fused)
     trainer = SafeTrainer(
         model=model,
         args=settings.train,
@@ -86,11 +86,7 @@ def main() -> None:
         compute_loss_func=make_loss(settings.classify, train_examples, names),
         preprocess_logits_for_metrics=class_logits,
         compute_metrics=class_metrics,
-        callbacks=[
-            LogFile(),
-            SeededLengthGroups(),
-            *early_stopping(settings.classify),
-        ],
+        callbacks=[LogFile(), *early_stopping(settings.classify)],
     )
     facts = derive_facts(trainer, train_examples)
     notes = [*config.notes, *rows.notes(), head_of(classifier).note]

@@ -80,7 +80,7 @@ def main() -> None:
         num_token_types=objective.num_token_types,
         has_adapter=settings.adapter is not None,
     )
-    model = attach_lora(base, settings.adapter)
+    model = attach_lora(base, settings.adapter, fused=settings.model.fused)
     take_documents(model)  # attention as `documents` and prefixes ask
     written_before = write_plain(
         model, tokenizer, prompts, settings.sample, kind=objective.kind, objective=objective.name

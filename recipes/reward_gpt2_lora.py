@@ -64,7 +64,7 @@ def main() -> None:
 
     tokenizer = load_tokenizer(settings.model)
     template = choose_template(tokenizer, settings.data.template)
-    rows = load_preferences(settings.data)
+    rows = load_preferences(settings.data, tokenizer, template)
     everything = [*rows.train, *rows.eval]
     train_examples = tokenize_preferences(rows.train, tokenizer, template, settings.data)
     eval_examples = tokenize_preferences(rows.eval, tokenizer, template, settings.data)
@@ -74,7 +74,8 @@ def main() -> None:
 
     set_seed(settings.train.seed)  # before the head and the adapter draw their first weights
     scorer = load_reward_model(settings.model, pad_token_id=tokenizer.pad_token_id)
-    model = attach_lora(scorer, settings.adapter)  # the head trains and is saved with it
+    # The head trains and is saved with the adapter.
+    model = attach_lora(scorer, settings.adapter, fused=settings.model.fused)
     trainer = SafeTrainer(
         model=model,
         args=settings.train,

@@ -33,7 +33,6 @@ from sft_kit.settings import PairDataSettings, PretrainModelSettings, WritingSet
 from sft_kit.training.announce import announce
 from sft_kit.training.callbacks import LogFile
 from sft_kit.training.facts import derive_facts
-from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.metrics import held_out_metrics, run_metrics
 from sft_kit.training.pretraining import (
     label_figures,
@@ -61,7 +60,7 @@ def main() -> None:
     run = open_run(config)
 
     tokenizer = load_pretraining_tokenizer(settings.model)
-    rows = load_pairs(settings.data)
+    rows = load_pairs(settings.data, tokenizer)
     train_examples = tokenize_pairs(rows.train, tokenizer, settings.data)
     eval_examples = tokenize_pairs(rows.eval, tokenizer, settings.data)
     warnings = check_pairs([*train_examples, *eval_examples], tokenizer, settings.data)
@@ -69,7 +68,7 @@ def main() -> None:
     set_seed(settings.train.seed)  # before the adapter draws its first weights
     has_adapter = settings.adapter is not None
     base = load_pretraining_model(settings.model, tokenizer, "seq2seq", has_adapter=has_adapter)
-    model = attach_lora(base, settings.adapter)
+    model = attach_lora(base, settings.adapter, fused=settings.model.fused)
     answer_where_labelled(model)  # logits where there is a label, nowhere else
     asked = rows.eval[: settings.writing.num_rows]
     sources = [example.input_ids for example in eval_examples[: settings.writing.num_rows]]
@@ -89,7 +88,7 @@ def main() -> None:
         compute_loss_func=make_pretraining_loss(settings.train),
         preprocess_logits_for_metrics=label_figures,
         compute_metrics=pretraining_metrics,
-        callbacks=[LogFile(), SeededLengthGroups()],
+        callbacks=[LogFile()],
     )
     shown = [example.in_one_row() for example in train_examples]
     facts = derive_facts(trainer, shown)

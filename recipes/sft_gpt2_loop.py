@@ -26,13 +26,14 @@ from sft_kit.artifacts import open_run, save_run
 from sft_kit.config import load_config, refuse_unread, run_recipe
 from sft_kit.data.checks import check_examples
 from sft_kit.data.collators import pad_batch
-from sft_kit.data.splits import load_conversations
+from sft_kit.data.preparation import prepare
 from sft_kit.data.templates import choose_template
-from sft_kit.data.tokenization import to_dataset, tokenize
+from sft_kit.data.tokenization import to_dataset
 from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import describe_base
-from sft_kit.objectives.language import IGNORED, next_token_loss
+from sft_kit.models.token_losses import answer_losses
+from sft_kit.objectives.language import IGNORED
 from sft_kit.run_log import append_log
 from sft_kit.settings import DataSettings, ModelSettings
 
@@ -63,12 +64,14 @@ def main() -> None:
 
     tokenizer = load_tokenizer(settings.model)
     template = choose_template(tokenizer, settings.data.template)
-    rows = load_conversations(settings.data)
-    examples = tokenize(rows.train, tokenizer, template, settings.data)
-    warnings = check_examples(examples, template, tokenizer, settings.data)
+    rows = prepare(settings.data, tokenizer, template)
+    warnings = check_examples(rows.train, template, tokenizer, settings.data)
 
     set_seed(args.seed)  # before the adapter draws its first weights
-    model = attach_lora(load_causal_lm(settings.model), settings.adapter)
+    model = attach_lora(
+        load_causal_lm(settings.model), settings.adapter, fused=settings.model.fused
+    )
+    answer_losses(model, fused=settings.model.fused)  # logits are made where there is a label
     set_seed(args.seed)  # so that shuffling and dropout do not depend on the adapter's size
     mixed_precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     accelerator = Accelerator(
@@ -80,10 +83,10 @@ def main() -> None:
     for warning in warnings:
         accelerator.print(f"warning: {warning}")
     loader = DataLoader(
-        to_dataset(examples),
+        to_dataset(rows.train),
         batch_size=args.per_device_train_batch_size,
         shuffle=True,
-        collate_fn=partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
+        collate_fn=partial(pad_batch, pad_token_id=tokenizer.pad_token_id, next_tokens=True),
     )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -115,12 +118,11 @@ def main() -> None:
         num_labels = accelerator.reduce(local_count, reduction="sum")
         step_loss = torch.zeros((), device=accelerator.device)
         for batch in micro_batches:
-            labels = batch.pop("labels")
+            del batch["labels"]  # the model reads them as `next_tokens`
             is_last = batch is micro_batches[-1]
             with nullcontext() if is_last else accelerator.no_sync(model):
                 with accelerator.autocast():
-                    logits = model(**batch).logits
-                loss = next_token_loss(logits, labels, num_labels)
+                    loss = model(**batch).nll.sum() / num_labels
                 # DDP averages gradients; the loss is a share of the global mean, to be summed.
                 accelerator.backward(loss * accelerator.num_processes)
             step_loss += loss.detach()

@@ -17,14 +17,15 @@ from sft_kit.artifacts import open_run, pair_samples, save_run, show_samples
 from sft_kit.config import load_config, run_recipe
 from sft_kit.data.checks import check_examples
 from sft_kit.data.collators import pad_batch
+from sft_kit.data.preparation import prepare
 from sft_kit.data.rows import Message
-from sft_kit.data.splits import load_conversations
 from sft_kit.data.templates import choose_template
-from sft_kit.data.tokenization import to_dataset, tokenize
+from sft_kit.data.tokenization import to_dataset
 from sft_kit.inference.generate import generate
 from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_causal_lm, load_tokenizer
 from sft_kit.models.fingerprint import describe_base
+from sft_kit.models.token_losses import answer_losses
 from sft_kit.settings import DataSettings, ModelSettings, SampleSettings
 from sft_kit.training.announce import announce
 from sft_kit.training.callbacks import LogFile
@@ -32,7 +33,6 @@ from sft_kit.training.facts import derive_facts
 from sft_kit.training.metrics import (
     causal_lm_loss,
     held_out_metrics,
-    label_nll,
     language_metrics,
     run_metrics,
 )
@@ -58,29 +58,29 @@ def main() -> None:
 
     tokenizer = load_tokenizer(settings.model)
     template = choose_template(tokenizer, settings.data.template)
-    rows = load_conversations(settings.data)
-    train_examples = tokenize(rows.train, tokenizer, template, settings.data)
-    eval_examples = tokenize(rows.eval, tokenizer, template, settings.data)
-    warnings = check_examples(train_examples, template, tokenizer, settings.data)
+    rows = prepare(settings.data, tokenizer, template)
+    warnings = check_examples(rows.train, template, tokenizer, settings.data)
 
     set_seed(settings.train.seed)  # before the adapter draws its first weights
-    model = attach_lora(load_causal_lm(settings.model), settings.adapter)
+    model = attach_lora(
+        load_causal_lm(settings.model), settings.adapter, fused=settings.model.fused
+    )
+    answer_losses(model, fused=settings.model.fused)  # logits are made where there is a label
     prompts = settings.sample.prompts
     questions: list[list[Message]] = [[{"role": "user", "content": text}] for text in prompts]
     answers_before = generate(model, tokenizer, template, questions, settings.sample)
     trainer = SafeTrainer(
         model=model,
         args=settings.train,
-        train_dataset=to_dataset(train_examples),
-        eval_dataset=to_dataset(eval_examples),
-        data_collator=partial(pad_batch, pad_token_id=tokenizer.pad_token_id),
+        train_dataset=to_dataset(rows.train),
+        eval_dataset=to_dataset(rows.eval),
+        data_collator=partial(pad_batch, pad_token_id=tokenizer.pad_token_id, next_tokens=True),
         compute_loss_func=causal_lm_loss,
-        preprocess_logits_for_metrics=label_nll,
         compute_metrics=language_metrics,
         callbacks=[LogFile()],
     )
-    facts = derive_facts(trainer, train_examples)
-    announce(facts, [*config.notes, *rows.notes()], warnings, train_examples[0], tokenizer)
+    facts = derive_facts(trainer, rows.train)
+    announce(facts, [*config.notes, *rows.notes()], warnings, rows.train[0], tokenizer)
     run.begin(
         facts=facts,
         data=rows.describe(),

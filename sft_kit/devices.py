@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_kit.errors import LaunchError, Problem
+from sft_kit.parts import notes_on_speed, pick_parts
 
 if TYPE_CHECKING:
     import torch
@@ -37,19 +38,30 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """The device a run would use: "cuda", "mps" or "cpu", and the 16-bit types it computes in."""
+    """The device a run would use.
+
+    Attributes:
+        kind: "cuda", "mps" or "cpu".
+        name: For the reader.
+        bf16: Whether it computes in bfloat16.
+        fp16: Whether it computes in float16.
+        is_fast_in_bf16: Whether its matrix products are faster then.
+    """
 
     kind: str
     name: str
     bf16: bool
     fp16: bool
+    is_fast_in_bf16: bool = False
 
 
 def resolve(sections: Sections) -> Resolution:
     """Pick device and precision, and check the ones that were asked for.
 
     On a GPU the linear algebra runs in bf16 where the hardware has it, else in fp16 with loss
-    scaling; on CPU and MPS everything is float32. Adapters are float32 everywhere.
+    scaling; on a CPU in bf16 where it has instructions for it; else everything is float32. PPO on a
+    CPU is float32: it compares probabilities that were computed in two ways. Adapters are float32
+    everywhere.
     """
     result = Resolution()
     train = dict(sections.get("train") or {})
@@ -60,7 +72,7 @@ def resolve(sections: Sections) -> Resolution:
     found = find_accelerator(only_cpu=wants_cpu is True)
     if found.kind == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         found = find_accelerator(only_cpu=True)  # MPS has no backend for several processes
-    precision = _pick_precision(train, found, result)
+    precision = _pick_precision(train, found, result, may_round="ppo" not in sections)
     trains_all = "adapter" in sections and sections["adapter"] is None
     result.updates["train"] = {
         "use_cpu": found.kind == "cpu",
@@ -75,11 +87,15 @@ def resolve(sections: Sections) -> Resolution:
         if dtype == "auto":
             dtype = "bfloat16" if precision == "bfloat16" and not trains_all else "float32"
             result.updates["model"] = {"dtype": dtype}
+    parts = pick_parts(sections, on_cpu=found.kind == "cpu", precision=precision)
+    if parts:
+        result.updates["model"] = result.updates.get("model", {}) | parts
     why = "asked for" if wants_cpu is True else "no GPU found" if found.kind == "cpu" else "found"
     result.notes.append(f"device: {found.kind} ({found.name}, {why})")
     compute = f"{precision} autocast" if precision else "float32"
     adapter = ", adapter float32" if sections.get("adapter") is not None else ""
     result.notes.append(f"precision: {compute}; weights {dtype or 'float32'}{adapter}")
+    result.notes += notes_on_speed({**model, **parts}, train)
     return result
 
 
@@ -94,10 +110,21 @@ def find_accelerator(*, only_cpu: bool = False) -> Accelerator:
 
     if not only_cpu and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Accelerator("cuda", torch.cuda.get_device_name(), bf16=has_bf16, fp16=True)
+        name = torch.cuda.get_device_name()
+        return Accelerator("cuda", name, bf16=has_bf16, fp16=True, is_fast_in_bf16=has_bf16)
     if not only_cpu and torch.backends.mps.is_available():
         return Accelerator("mps", "Apple GPU", bf16=False, fp16=False)
-    return Accelerator("cpu", f"{usable_cores()} cores", bf16=True, fp16=False)
+    fast = cpu_is_fast_in_bf16()
+    name = f"{usable_cores()} cores{', bf16 instructions' if fast else ''}"
+    return Accelerator("cpu", name, bf16=True, fp16=False, is_fast_in_bf16=fast)
+
+
+def cpu_is_fast_in_bf16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; others emulate them, slowly."""
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def usable_cores() -> int:
@@ -111,13 +138,18 @@ def usable_cores() -> int:
 
 def peak_memory_bytes() -> int:
     """Peak memory of this process so far: allocated on the GPU if there is one, else resident."""
-    import resource
-    import sys
-
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    return host_peak_bytes()
+
+
+def host_peak_bytes() -> int:
+    """Peak of this process's resident memory so far."""
+    import resource
+    import sys
+
     status = Path("/proc/self/status")
     if status.is_file():  # Linux counts a launcher's memory into its child's ru_maxrss
         found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), flags=re.MULTILINE)
@@ -295,7 +327,7 @@ def _parent_command() -> list[str]:
 
 
 def _pick_precision(
-    train: Mapping[str, object], found: Accelerator, result: Resolution
+    train: Mapping[str, object], found: Accelerator, result: Resolution, *, may_round: bool
 ) -> str | None:
     bf16, fp16 = train.get("bf16", "auto"), train.get("fp16", "auto")
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
@@ -307,11 +339,9 @@ def _pick_precision(
         result.problems.append(_lacks("train", "fp16", "fp16", found))
     if bf16 is True or fp16 is True:
         return "bfloat16" if bf16 is True else "float16"
-    if found.kind != "cuda":
-        return None
-    if bf16 == "auto" and found.bf16:
+    if bf16 == "auto" and found.is_fast_in_bf16 and (found.kind == "cuda" or may_round):
         return "bfloat16"
-    return "float16" if fp16 == "auto" and not found.bf16 else None
+    return "float16" if fp16 == "auto" and found.kind == "cuda" and not found.bf16 else None
 
 
 def _check_dtype(dtype: str, found: Accelerator, result: Resolution) -> None:

@@ -99,6 +99,16 @@ def loopback_only() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def the_same_on_every_cpu() -> Iterator[None]:
+    """Let `auto` mean float32 on every CPU; a test that is about bfloat16 asks for it."""
+    from sft_kit import devices
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "cpu_is_fast_in_bf16", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Start every test from the same state of every random generator that is loaded."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional
 
 from sft_kit.data.rows import IGNORED
 
@@ -13,6 +14,7 @@ def pad_batch(
     *,
     pad_token_id: int,
     side: Literal["left", "right"] = "right",
+    next_tokens: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Pad rows to the longest one.
 
@@ -23,6 +25,8 @@ def pad_batch(
         rows: Each with `input_ids` and `labels` of equal length.
         pad_token_id: Any id; masked positions are never read.
         side: Where the padding goes. Positions are counted from each row's first real token.
+        next_tokens: Give the labels a second time, as `next_tokens`: each where it is predicted,
+            one place earlier.
 
     Returns:
         `input_ids`, `attention_mask`, `position_ids` and `labels`, each (B, T) int64.
@@ -41,6 +45,8 @@ def pad_batch(
         batch["attention_mask"][index, place] = 1
         batch["position_ids"][index, place] = torch.arange(length)
         batch["labels"][index, place] = torch.as_tensor(row["labels"], dtype=torch.long)
+    if next_tokens:
+        batch["next_tokens"] = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     return batch
 
 

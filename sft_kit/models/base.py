@@ -28,6 +28,7 @@ from transformers.utils.logging import (
 import sft_kit.models.chatglm  # noqa: F401  (makes the Auto classes know ChatGLM2 and ChatGLM3)
 from sft_kit.config.suggestions import did_you_mean, nearest
 from sft_kit.errors import CheckpointError, ConfigError, Problem, SftKitError
+from sft_kit.models.chosen_parts import choose_parts
 from sft_kit.models.damage import explain_damage, one_line
 from sft_kit.models.network import hub_is_reachable
 from sft_kit.models.overrides import cant_build, refuse_other_fields, refuse_other_shapes
@@ -259,6 +260,7 @@ def load_checkpoint(
     if quantization is not None or is_packed:
         guard_cpu_packing(model)
         freeze(model)
+    choose_parts(model, settings)
     return model, report
 
 

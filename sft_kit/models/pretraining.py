@@ -24,6 +24,7 @@ from sft_kit.models.base import (
     new_config,
     refuse_random_weights,
 )
+from sft_kit.models.chosen_parts import choose_parts
 from sft_kit.models.fingerprint import describe_base
 from sft_kit.models.kinds import Kind
 from sft_kit.models.overrides import cant_build, refuse_other_shapes
@@ -58,6 +59,9 @@ def model_source(settings: PretrainModelSettings) -> ModelSettings | ScratchMode
             settings.double_quantization,
             settings.dtype,
             settings.config,
+            settings.attention,
+            settings.dropout,
+            settings.fused,
         )
     if settings.tokenizer is None or settings.architecture is None:
         missing = "tokenizer" if settings.tokenizer is None else "architecture"
@@ -118,6 +122,7 @@ def load_pretraining_model(
         model = AUTO_CLASSES[kind].from_config(config, trust_remote_code=False)
     except Exception as error:
         raise cant_build(source, error) from error
+    choose_parts(cast("PreTrainedModel", model), settings)
     return cast("PreTrainedModel", model)
 
 

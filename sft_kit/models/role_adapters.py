@@ -13,7 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sft_kit.errors import CheckpointError, ConfigError, Problem
-from sft_kit.models.adapters import attach_lora, load_adapter, quiet_peft
+from sft_kit.models.adapters import (
+    attach_lora,
+    check_adapter_files,
+    load_adapter,
+    quiet_peft,
+)
 from sft_kit.models.roles import (
     POLICY_ADAPTER,
     Role,
@@ -202,7 +207,7 @@ def _policy_on(
     base: PreTrainedModel, config: LoraConfig, sft_folder: Path | None
 ) -> tuple[PeftModel, str]:
     if sft_folder is None:
-        return cast("PeftModel", attach_lora(base, config)), "a new adapter"
+        return cast("PeftModel", attach_lora(base, config, fused=False)), "a new adapter"
     return load_adapter(base, sft_folder), f"a copy of the adapter in {sft_folder}"
 
 
@@ -210,6 +215,7 @@ def _add_adapter(
     model: PeftModel, name: str, folder: Path, *, with_head: bool = False
 ) -> nn.Linear | None:
     """Put a saved adapter beside the others; a reward model's head is returned, not attached."""
+    check_adapter_files(folder)  # PEFT would unpickle one in `.bin`
     config = LoraConfig.from_pretrained(str(folder))
     if with_head:
         config = replace(config, task_type="CAUSAL_LM", modules_to_save=None)

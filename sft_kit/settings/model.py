@@ -8,6 +8,10 @@ from annotated_types import Ge, Gt, Le, MinLen
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StoredDtype = Literal["float32", "float16", "bfloat16"]
+Attention = Literal[
+    "auto", "blocks", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+]
+Dropout = Literal["auto", "keep", "off"]
 
 
 @dataclass
@@ -23,6 +27,11 @@ class ModelSettings:
         double_quantization: Quantize the 4-bit scales too; saves about 0.4 bit per weight.
         dtype: Type of the weights as loaded; `auto` picks by device and prints what it picked.
         config: Fields of the checkpoint's config to replace on loading.
+        attention: Kernel of the attention: torch's (`sdpa`), our own for 16-bit training on a CPU
+            (`blocks`), or another that transformers knows; `auto` picks by device and precision.
+        dropout: Dropout of the model itself, which is not the adapter's: `auto` keeps it where all
+            weights train and switches it off where they are frozen.
+        fused: Compute LoRA layers, GELU and the loss of language models in fewer, equal steps.
     """
 
     checkpoint: Annotated[str, MinLen(1)]
@@ -31,6 +40,9 @@ class ModelSettings:
     double_quantization: bool = True
     dtype: Dtype = "auto"
     config: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    attention: Attention = "auto"
+    dropout: Dropout = "auto"
+    fused: bool = True
 
 
 @dataclass

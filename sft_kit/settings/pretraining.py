@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from sft_kit.settings.model import Dtype, Quantization
+from sft_kit.settings.model import Attention, Dropout, Dtype, Quantization
 
 TextUnit = Literal["line", "paragraph", "document", "file"]
 MaskedObjective = Literal["mlm", "wwm", "spell"]
@@ -27,6 +27,9 @@ class PretrainModelSettings:
         dtype: Type of a checkpoint's weights as loaded; `auto` picks by device and prints what it
             picked.
         config: Fields of the architecture's config; a new model's vocabulary is the tokenizer's.
+        attention: Kernel of the attention, as for `ModelSettings`.
+        dropout: Dropout of the model itself: `auto` keeps it where all weights train.
+        fused: Compute LoRA layers and GELU in fewer, equal steps.
     """
 
     checkpoint: str | None = None
@@ -37,6 +40,9 @@ class PretrainModelSettings:
     double_quantization: bool = True
     dtype: Dtype = "auto"
     config: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    attention: Attention = "auto"
+    dropout: Dropout = "auto"
+    fused: bool = True
 
 
 @dataclass

@@ -13,28 +13,35 @@ from transformers import EvalPrediction, Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
 from sft_kit.devices import peak_memory_bytes
+from sft_kit.models.token_losses import TokenLosses
 from sft_kit.objectives.language import IGNORED, next_token_loss, token_nll
 from sft_kit.training.randomness import isolated_randomness
-from sft_kit.training.sharding import spreads_weights
+from sft_kit.training.sharding import needs_optimizer
 
 _NOT_OF_THE_MODEL = ("epoch", "_runtime", "_per_second", "_preparation_time", "_tokens_seen")
 
 
 def causal_lm_loss(
-    outputs: CausalLMOutput,
+    outputs: CausalLMOutput | TokenLosses,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """Loss for `Trainer(compute_loss_func=...)`.
 
     Args:
-        outputs: With logits (B, T, V).
+        outputs: With logits (B, T, V), or with the losses (B, T) of a model that answers those.
         labels: (B, T).
         num_items_in_batch: Supervised tokens of the global batch, counted by the Trainer.
 
     Returns:
         Scalar in nats per supervised token of the global batch.
     """
+    if isinstance(outputs, TokenLosses):
+        assert outputs.nll is not None
+        count = (
+            labels[:, 1:].ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        )
+        return outputs.nll.sum() / count
     assert outputs.logits is not None
     return next_token_loss(outputs.logits, labels, num_items_in_batch)
 
@@ -67,13 +74,13 @@ def held_out_metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
 
     Returns:
         The loss in nats and what the recipe's metrics function makes of the held-out rows, keys
-        with `prefix`; empty when there are no such rows, and before the training of a model whose
-        weights are spread over the processes: accelerate 1.15 spreads them for an optimizer only.
+        with `prefix`; empty when there are no such rows, and before training where the launcher
+        asked for FSDP or DeepSpeed, which make their parts for an optimizer only.
     """
     if not trainer.eval_dataset:
         return {}
-    if trainer.optimizer is None and spreads_weights(trainer.accelerator):
-        PartialState().print("held-out rows: not evaluated before training, weights are sharded")
+    if trainer.optimizer is None and needs_optimizer(trainer.accelerator):
+        PartialState().print("held-out rows: not evaluated before training under FSDP or DeepSpeed")
         return {}
     with isolated_randomness():
         metrics = trainer.evaluate(metric_key_prefix=prefix)

@@ -26,6 +26,7 @@ from sft_kit.training.checkpoint_writer import (
     write_checkpoint,
 )
 from sft_kit.training.failures import failure_in_words
+from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.nonfinite import StepRecord, check_numbers
 from sft_kit.training.progress import (
     Unlogged,
@@ -73,6 +74,7 @@ class SafeTrainer(Trainer):
         self._stopper = StopWhenAsked(self._do_what_was_put_off)
         self._record = StepRecord()
         self.add_callback(self._stopper)
+        self.add_callback(SeededLengthGroups())
 
     # --- writing ---------------------------------------------------------------------------------
 

@@ -1,0 +1,197 @@
+"""Attention by matrix products over blocks of queries, for 16-bit training on a CPU.
+
+torch 2.13's fused kernel for CPUs goes backward in bfloat16 two to three times slower than the
+matrix products that it is made of. Shapes: B batch, N heads, T tokens, D head dimension.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
+
+BLOCKS = "blocks"
+"""Name of this kernel among transformers' attention implementations."""
+
+_BLOCK = 128
+"""Queries looked at in one go."""
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def register_blocks() -> None:
+    """Tell transformers of the kernel; `attn_implementation="blocks"` then picks it."""
+    AttentionInterface.register(BLOCKS, _blocks_forward)
+    AttentionMaskInterface.register(BLOCKS, _blocks_mask)
+
+
+def block_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    scale: float,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Softmax attention. Probabilities are made anew in the backward, a block at a time.
+
+    Args:
+        query: (B, N, T, D).
+        key: (B, N, T, D).
+        value: (B, N, T, D).
+        mask: (B or 1, N or 1, T, T) bool, True where a query may look.
+        scale: Factor of the products.
+        is_causal: A query sees no later key; blocks that nobody sees are not computed.
+
+    Returns:
+        (B, N, T, D). A query that may look nowhere gets the mean of all values.
+
+    Source:
+        Rabe and Staats 2021, arXiv 2112.05682 (attention in blocks, recomputed in the backward).
+    """
+    result: torch.Tensor = _BlockAttention.apply(query, key, value, mask, scale, is_causal)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _BlockAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+        is_causal: bool,
+    ) -> torch.Tensor:
+        shape = query.shape
+        query = query.mul(scale).reshape(-1, *shape[2:])
+        key, value = (one.reshape(-1, *shape[2:]) for one in (key, value))
+        result = torch.empty_like(query)
+        ctx.options = (shape, scale, is_causal)
+        for block, seen in _blocks(shape[2], is_causal):
+            weights = _weights(query, key, mask, block, seen, ctx.options)
+            result[:, block] = torch.bmm(weights, value[:, :seen])
+        ctx.save_for_backward(query, key, value, mask)
+        return result.view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        query, key, value, mask = ctx.saved_tensors
+        shape, scale, is_causal = ctx.options
+        gradient = gradient.reshape(query.shape)
+        of_query = torch.empty_like(query)
+        of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
+        for block, seen in _blocks(shape[2], is_causal):
+            weights = _weights(query, key, mask, block, seen, ctx.options)
+            upstream = gradient[:, block]
+            of_value[:, :seen].baddbmm_(weights.transpose(1, 2), upstream)
+            of_weights = torch.bmm(upstream, value[:, :seen].transpose(1, 2))
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_query[:, block] = torch.bmm(of_scores, key[:, :seen])
+            of_key[:, :seen].baddbmm_(of_scores.transpose(1, 2), query[:, block])
+        parts = (of_query.mul_(scale), of_key, of_value)
+        return (*(one.view(shape) for one in parts), None, None, None)
+
+
+def _blocks(length: int, is_causal: bool) -> list[tuple[slice, int]]:
+    """List blocks of queries, each with the number of keys that it may see."""
+    ends = [min(length, start + _BLOCK) for start in range(0, length, _BLOCK)]
+    starts = range(0, length, _BLOCK)
+    return [
+        (slice(start, end), end if is_causal else length)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    block: slice,
+    seen: int,
+    options: tuple[torch.Size, float, bool],
+) -> torch.Tensor:
+    """Attention weights (B * N, block, seen) of one block of scaled queries."""
+    shape, _, is_causal = options
+    scores = torch.bmm(query[:, block], key[:, :seen].transpose(1, 2))
+    lowest = torch.finfo(scores.dtype).min
+    if is_causal:
+        own = scores[:, :, block]
+        later = torch.ones(own.shape[1:], dtype=torch.bool, device=own.device).triu_(1)
+        own.masked_fill_(later, lowest)
+    if mask is not None:
+        seen_not = mask[:, :, block, :seen].logical_not()
+        scores.view(*shape[:2], *scores.shape[1:]).masked_fill_(seen_not, lowest)
+    return scores.softmax(-1)
+
+
+def _blocks_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[torch.Tensor, None]:
+    """Attend by blocks where that is faster, else as transformers' `sdpa` does.
+
+    A model that answers without learning takes the latter, so that its answers are those of any
+    copy of it, bit by bit.
+    """
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    is_plain = (
+        query.dtype in _HALF
+        and query.device.type == "cpu"
+        and query.shape[2] == key.shape[2]
+        and query.shape[3] == value.shape[3]
+        and dropout == 0.0
+        and (attention_mask is None or attention_mask.dtype == torch.bool)
+        and options.get("position_bias") is None
+        and torch.is_grad_enabled()
+    )
+    if not is_plain:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
+        )
+    groups = int(getattr(module, "num_key_value_groups", 1))
+    attended = block_attention(
+        query,
+        repeat_kv(key, groups),
+        repeat_kv(value, groups),
+        attention_mask,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        is_causal=causal and attention_mask is None and query.shape[2] > 1,
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def _blocks_mask(*args: Any, **options: Any) -> torch.Tensor | None:  # noqa: ANN401
+    """Make the mask as for `sdpa`, but none where rows are padded on the right and look back.
+
+    What stands left of the padding never sees it, and what the padding computes is not read.
+    """
+    mask = options.get("attention_mask")
+    is_causal = (
+        torch.is_grad_enabled()
+        and options.get("allow_is_causal_skip", True)
+        and options.get("mask_function", causal_mask_function) is causal_mask_function
+        and options.get("q_length") == options.get("kv_length")
+        and not options.get("q_offset", 0)
+        and options.get("local_size") is None
+    )
+    if is_causal and mask is not None and _is_padded_right(mask):
+        options = options | {"attention_mask": None}
+    return sdpa_mask(*args, **options)
+
+
+def _is_padded_right(mask: torch.Tensor) -> bool:
+    """Whether each row of (B, T) is True up to some place and False from there on."""
+    return mask.ndim == 2 and bool((mask[:, 1:].long() <= mask[:, :-1].long()).all())
