@@ -16,6 +16,11 @@ from sft_kit.parts import notes_on_speed, pick_parts
 if TYPE_CHECKING:
     import torch
 
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+_ISA_WITH_BF16 = {
+    "ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX",
+    "AVX512_CORE_AMX_FP16", "AVX10_1_512", "AVX10_1_512_AMX", "AVX10_1_512_AMX_FP16",
+}  # fmt: skip
 _LAUNCH_FILE = str(Path("accelerate", "commands", "launch.py"))
 
 Sections = Mapping[str, Mapping[str, object] | None]
@@ -120,11 +125,15 @@ def find_accelerator(*, only_cpu: bool = False) -> Accelerator:
 
 
 def cpu_is_fast_in_bf16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16; others emulate them, slowly."""
+    """Whether there are instructions for products of bfloat16; elsewhere they are emulated, slowly.
+
+    oneDNN, which multiplies for torch, uses none beyond what ONEDNN_MAX_CPU_ISA allows.
+    """
     import torch
 
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return allowed in _ISA_WITH_BF16 and any(has.get(name, False) for name in _BF16_INSTRUCTIONS)
 
 
 def usable_cores() -> int:

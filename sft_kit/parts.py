@@ -27,7 +27,7 @@ def pick_parts(
         parts["attention"] = "blocks" if on_cpu and precision == "bfloat16" else "sdpa"
     if model.get("dropout") == "auto":
         # Dropout in layers that don't learn costs time, and an adapter has a dropout of its own.
-        parts["dropout"] = "keep" if sections.get("adapter") is None else "off"
+        parts["dropout"] = "keep" if sections.get("adapter") is None else "none"
     return parts
 
 
@@ -37,8 +37,8 @@ def notes_on_speed(model: Mapping[str, object], train: Mapping[str, object]) -> 
         return []
     attention = str(model["attention"])
     why = _ATTENTION.get(attention, "asked for")
-    off = "off in the model, its weights are frozen; the adapter has its own"
-    dropout = off if model.get("dropout") == "off" else "as in the model's config"
+    none = "none in the model, its weights are frozen; the adapter has its own"
+    dropout = none if model.get("dropout") == "none" else "as in the model's config"
     fused = "LoRA, GELU and loss in fewer steps" if model.get("fused") else "nothing"
     has_order = train.get("train_sampling_strategy") == "group_by_length"
     order = "rows of similar length, little padding" if has_order else "rows in random order"

@@ -48,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
         TOKENIZERS_PARALLELISM="false",
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # `auto` means float32 on every CPU, in child processes too; tests of bfloat16 ask for it.
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
     for name in list(os.environ):
         if name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES or name == "HF_TOKEN":
             del os.environ[name]
@@ -96,16 +98,6 @@ def loopback_only() -> Iterator[None]:
         for name in original:
             patch.setattr(socket.socket, name, guarded(name))
         patch.setattr(socket, "getaddrinfo", resolve)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def the_same_on_every_cpu() -> Iterator[None]:
-    """Let `auto` mean float32 on every CPU; a test that is about bfloat16 asks for it."""
-    from sft_kit import devices
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "cpu_is_fast_in_bf16", lambda: False)
         yield
 
 

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,12 +24,13 @@ from sft_kit.errors import CheckpointError, ConfigError, Problem
 from sft_kit.models.chatglm.adapters import convert_adapter
 from sft_kit.models.chatglm.family import family_in
 from sft_kit.models.chatglm.layers import rename_layers
-from sft_kit.models.chatglm.old_adapters import has_old_names
+from sft_kit.models.chatglm.old_adapters import has_old_names, read_adapter_tensors
 from sft_kit.models.chatglm.packed_linear import RowwiseQuantLinear
+from sft_kit.models.fused_lora import use_fused_lora
 from sft_kit.models.head_adapters import check_saved_head, check_task, save_head_with
 from sft_kit.models.heads import head_modules
-from sft_kit.models.pickles import refuse_other_than_tensors
 
+_NAMES_A_FILE = "prompt_tuning_init_state_dict_path"
 _LORA_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer classes that PEFT can put a LoRA on; quantized ones are subclasses of `nn.Linear`."""
 
@@ -44,7 +47,9 @@ class ParameterCount:
         return f"{self.trainable:,} of {self.total:,} parameters train ({share:.2%})"
 
 
-def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrainedModel | PeftModel:
+def attach_lora(
+    model: PreTrainedModel, config: LoraConfig | None, *, fused: bool = True
+) -> PreTrainedModel | PeftModel:
     """Add a LoRA adapter to a base model; draws the adapter from the global random state.
 
     GPT-2 keeps its linear layers as `Conv1D`, with the weight transposed; once quantized they are
@@ -55,6 +60,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
     Args:
         model: The base, as loaded.
         config: None leaves the whole model trainable.
+        fused: Compute a frozen layer and its adapter in one step where that is the same; see
+            `sft_kit.models.fused_lora`.
 
     Returns:
         The model with its adapter in float32, or the model itself.
@@ -71,6 +78,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig | None) -> PreTrained
     save_head_with(model, config)
     targets = _target_layers(model, config)
     config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in targets)
+    if fused:
+        use_fused_lora(config)
     with quiet_peft():
         try:
             return cast("PeftModel", get_peft_model(model, config))
@@ -99,20 +108,43 @@ def load_adapter(
         CheckpointError: The folder holds no adapter, a damaged one, or one for another base; or
             the head that was saved with it is missing, or for other labels.
     """
-    _check_files(folder, is_chatglm=_is_chatglm(model))
+    check_adapter_files(folder, is_chatglm=_is_chatglm(model))
     if not _is_chatglm(model):
         check_saved_head(model, folder, label_names)
         return _load_plain(model, folder, folder)
     _refuse_other_family(model, folder)
-    if not has_old_names(folder):
+    is_old = has_old_names(folder)
+    if not is_old and (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         return _load_plain(model, folder, folder)
     with TemporaryDirectory(prefix="sft-kit-") as converted:
-        convert_adapter(folder, Path(converted), model.config)
+        if is_old:
+            convert_adapter(folder, Path(converted), model.config)
+        else:
+            _write_without_pickle(folder, Path(converted))
         return _load_plain(model, Path(converted), folder)
 
 
-def _check_files(folder: Path, *, is_chatglm: bool) -> None:
-    """Refuse a folder without adapter, and pickles where nobody has to publish them any more."""
+def _write_without_pickle(folder: Path, output: Path) -> None:
+    """Write an adapter in `.bin` as safetensors, since PEFT would unpickle it."""
+    # Copies, since safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.clone().contiguous() for name, tensor in read_adapter_tensors(folder).items()
+    }
+    save_file(tensors, output / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    shutil.copyfile(folder / CONFIG_NAME, output / CONFIG_NAME)
+
+
+def check_adapter_files(folder: Path, *, is_chatglm: bool = False) -> None:
+    """Refuse a folder without adapter, and `.bin` where nobody has to publish it any more.
+
+    Args:
+        folder: As PEFT saved it.
+        is_chatglm: Whether it is for ChatGLM, whose `.bin` is read, without an unpickler.
+
+    Raises:
+        CheckpointError: It lacks settings or weights, the weights are a pickle, or the settings
+            name another file to read.
+    """
     is_pickled = (
         not (folder / SAFETENSORS_WEIGHTS_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()
     )
@@ -124,18 +156,25 @@ def _check_files(folder: Path, *, is_chatglm: bool) -> None:
             found = f"{found}, and {WEIGHTS_NAME} is a pickle, which is never read"
             todo = "load it with PEFT where you trust it and save it again, which makes that file"
         raise CheckpointError(f"{folder} holds no adapter", [Problem(str(folder), "", found, todo)])
-    if is_pickled:
-        refuse_other_than_tensors(folder / WEIGHTS_NAME)
+    named = _settings_of(folder).get(_NAMES_A_FILE)
+    if named is not None:
+        found = f"found {str(named)[:80]!r}, a file to start from, which PEFT may unpickle"
+        problem = Problem(str(folder / CONFIG_NAME), _NAMES_A_FILE, found, "set it to null")
+        raise CheckpointError(f"the adapter in {folder} can't be read", [problem])
+
+
+def _settings_of(folder: Path) -> dict[str, object]:
+    """An adapter's settings; none where they are damaged, which whoever loads them says."""
+    try:
+        settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _refuse_other_family(model: PreTrainedModel, folder: Path) -> None:
     """Stop where only names tell: ChatGLM2 and ChatGLM3 have the same shapes."""
-    try:
-        settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except ValueError:  # whoever reads the adapter says so
-        return
-    found = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
-    base = str(found or "")
+    base = str(_settings_of(folder).get("base_model_name_or_path") or "")
     family, own = family_in(base), cast("Any", model.config).family
     if family is not None and family != own:
         message = f"found {base!r}, and the base is of the family {own}"

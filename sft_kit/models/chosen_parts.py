@@ -42,7 +42,7 @@ def choose_parts(model: PreTrainedModel, settings: Parts) -> None:
             found = f"found {settings.attention}, which can't be had: {reason}"
             problem = Problem("model", "attention", found, "set it to auto")
             raise ConfigError("the attention kernel does not fit", [problem]) from error
-    if settings.dropout == "off":
+    if settings.dropout == "none":
         disable_dropout(model.base_model)
     if settings.fused:
         _replace_gelu(model)
@@ -66,4 +66,4 @@ def _replace_gelu(model: nn.Module) -> None:
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
-                setattr(module, name, _FusedGelu())
+                setattr(module, name, _FusedGelu().train(child.training))

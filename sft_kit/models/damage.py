@@ -1,7 +1,6 @@
 """What is wrong with a checkpoint's files, in words for whoever copied them."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 _POINTER = b"version https://git-lfs"
 _MAX_CHARACTERS = 200
@@ -18,9 +17,6 @@ def explain_damage(folder: Path, error: BaseException) -> tuple[str, str]:
     if pointers:
         found = f"found {pointers[0]}, which only points to the file (git-lfs)"
         return found, "run `git lfs pull` where it was cloned, or download the file"
-    if is_unsafe_pickle(error):
-        found = "found a pickle that holds more than tensors; nothing of it was run"
-        return found, "take the weights from where they were published, or as safetensors"
     if "ignore_mismatched_sizes" in str(error):
         found = (
             "found weights of other sizes than config.json says (or of another quantization_bit)"
@@ -39,18 +35,6 @@ def is_lfs_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(_POINTER)) == _POINTER
-
-
-def is_unsafe_pickle(error: BaseException | None) -> bool:
-    """Whether torch's restricted reader has refused a pickle.
-
-    Its own message ends in how to read it all the same, which would run what it holds.
-    """
-    while error is not None:
-        if isinstance(error, UnpicklingError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Which files a checkpoint's weights are read from: safetensors, and ChatGLM's pickles."""
+"""Which files a checkpoint's weights are read from: safetensors, and ChatGLM's `.bin`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,13 @@ from transformers.utils.hub import cached_file
 
 from sft_kit.config.checkpoint_header import config_of
 from sft_kit.errors import CheckpointError, Problem
-from sft_kit.models.pickles import refuse_other_than_tensors
 from sft_kit.models.untrusted import refuse_adapter_of_checkpoint
 
 PICKLED_FAMILIES = frozenset({"chatglm"})
 """Model types published as `.bin` only.
 
-Their pickles are looked through (`sft_kit.models.pickles`), then read by torch's restricted
-unpickler (`weights_only`), which builds tensors and runs nothing. Everybody else's pickles are
-refused: nobody has to publish them any more.
+Their tensors are read without an unpickler (`sft_kit.models.tensor_archive`). Everybody else's
+`.bin` is refused: nobody has to publish it any more.
 """
 
 _FETCHED = (
@@ -47,7 +45,7 @@ class WeightFiles:
 def find_weight_files(
     checkpoint: str, config: PreTrainedConfig, *, revision: str | None, local_files_only: bool
 ) -> WeightFiles:
-    """Decide which weight files to read; fetches pickles from the Hub where there is nothing else.
+    """Decide which weight files to read; fetches `.bin` from the Hub where there is nothing else.
 
     transformers would answer a Hub id without safetensors by asking a service of the Hub to convert
     it, in a thread of its own; loading the fetched folder asks for nothing.
@@ -59,16 +57,19 @@ def find_weight_files(
         local_files_only: Look at this machine's files only.
 
     Raises:
-        CheckpointError: The weights are said to be outside of the checkpoint's folder; an adapter
-            stands beside them; or they are pickles that hold more than tensors.
+        CheckpointError: The weights are said to be outside of the checkpoint's folder, or in a
+            file that is no safetensors; or an adapter stands beside them.
     """
+    _refuse_pickle_by_name(checkpoint, config)
     refuse_adapter_of_checkpoint(checkpoint, revision=revision, local_files_only=local_files_only)
     refuse_outside_shards(checkpoint, revision=revision, local_files_only=local_files_only)
     has_pickles = config.model_type in PICKLED_FAMILIES
-    if not has_pickles or _has_safetensors(checkpoint, revision, local_files_only):
+    if not has_pickles or has_safetensors(
+        checkpoint, revision=revision, local_files_only=local_files_only
+    ):
         return WeightFiles(checkpoint, use_safetensors=True)
     if Path(checkpoint).is_dir():
-        return _looked_through(checkpoint)
+        return WeightFiles(checkpoint, use_safetensors=False)
     folder = snapshot_download(
         checkpoint,
         revision=revision,
@@ -78,14 +79,17 @@ def find_weight_files(
         ],
         local_files_only=local_files_only,
     )  # fmt: skip
-    return _looked_through(str(folder))
+    return WeightFiles(str(folder), use_safetensors=False)
 
 
-def _looked_through(folder: str) -> WeightFiles:
-    for path in loaded_files(Path(folder)):
-        if path.suffix != ".safetensors" and path.is_file():
-            refuse_other_than_tensors(path)
-    return WeightFiles(folder, use_safetensors=False)
+def _refuse_pickle_by_name(checkpoint: str, config: PreTrainedConfig) -> None:
+    """Stop where config.json names another file: of any family, transformers 5.23 unpickles one."""
+    own = getattr(config, "transformers_weights", None)
+    if own is not None and not str(own).endswith((".safetensors", ".safetensors.index.json")):
+        found = f"found {str(own)[:80]!r}; accepts names of safetensors files"
+        todo = "take the field out of config.json"
+        problem = Problem(checkpoint, "transformers_weights", found, todo)
+        raise CheckpointError(f"{checkpoint} can't be loaded", [problem])
 
 
 def fetch_weights(checkpoint: str, config: PreTrainedConfig, revision: str | None) -> None:
@@ -177,14 +181,20 @@ def _refuse_outside(file: Path, key: str, names: Iterable[str]) -> None:
         raise CheckpointError("the checkpoint's weights lie outside of its folder", [problem])
 
 
-def _has_safetensors(checkpoint: str, revision: str | None, local_files_only: bool) -> bool:
+def has_safetensors(checkpoint: str, **download: Any) -> bool:  # noqa: ANN401 - passed on
+    """Whether a checkpoint's weights are there as safetensors.
+
+    Args:
+        checkpoint: Hub id or folder.
+        **download: Where to look for it, as for `from_pretrained`: `revision`, `subfolder`, ...
+    """
     return any(
-        cached_file(
-            checkpoint,
-            name,
-            revision=revision,
-            local_files_only=local_files_only,
-            _raise_exceptions_for_missing_entries=False,
-        )
+        cached_file(checkpoint, name, **download, _raise_exceptions_for_missing_entries=False)
         for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
     )
+
+
+def download_options(options: Mapping[str, object]) -> dict[str, Any]:
+    """Pick from the options of `from_pretrained` those that say where to look for a checkpoint."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {key: options[key] for key in names if key in options}

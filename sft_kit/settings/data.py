@@ -28,6 +28,8 @@ class DataSettings:
         on_bad_row: Stop with a report of all bad rows, or skip them and count.
         max_dropped_fraction: Stop when more than this share of the rows has no supervised token
             left.
+        cache: Where tokenized rows are kept for the next start: a folder; `auto` is one in
+            Hugging Face's cache, for data of a megabyte or more; `off` keeps them in memory only.
     """
 
     path: Annotated[str, MinLen(1)]
@@ -43,3 +45,4 @@ class DataSettings:
     loss_on: Literal["completion", "all"] = "completion"
     on_bad_row: Literal["stop", "skip"] = "stop"
     max_dropped_fraction: Annotated[float, Ge(0), Le(1)] = 0.01
+    cache: Annotated[str, MinLen(1)] = "auto"

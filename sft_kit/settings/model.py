@@ -11,7 +11,7 @@ StoredDtype = Literal["float32", "float16", "bfloat16"]
 Attention = Literal[
     "auto", "blocks", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
 ]
-Dropout = Literal["auto", "keep", "off"]
+Dropout = Literal["auto", "keep", "none"]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ModelSettings:
         attention: Kernel of the attention: torch's (`sdpa`), our own for 16-bit training on a CPU
             (`blocks`), or another that transformers knows; `auto` picks by device and precision.
         dropout: Dropout of the model itself, which is not the adapter's: `auto` keeps it where all
-            weights train and switches it off where they are frozen.
+            weights train; `none` is what it picks where they are frozen.
         fused: Compute LoRA layers, GELU and the loss of language models in fewer, equal steps.
     """
 

@@ -370,7 +370,7 @@ def test_a_head_that_is_not_saved_does_not_end_as_a_finished_run(
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=4, target_modules=["query", "value"])
-        recipe.attach_lora = lambda model, _: get_peft_model(model, config)
+        recipe.attach_lora = lambda model, _, **_options: get_peft_model(model, config)
 
     folder = tmp_path / "run"
     with pytest.raises(CheckpointError, match="classifier"):

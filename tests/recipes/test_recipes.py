@@ -109,6 +109,9 @@ def test_run_yaml_says_what_the_run_was(finished_run, checkpoint, rows_file):
         "double_quantization": True,
         "dtype": "float32",
         "config": {},
+        "attention": "sdpa",
+        "dropout": "none",
+        "fused": True,
     }
     assert record["origins"]["train.max_steps"] == "command line"
     assert record["origins"]["adapter.lora_alpha"].rpartition(":")[0].endswith("sft_gpt2_lora.yaml")

@@ -103,6 +103,48 @@ def test_what_was_picked_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch
     assert "asked for" in resolve({"train": {"use_cpu": True}}).notes[0]
 
 
+def test_a_cpu_that_multiplies_bfloat16_does_so_unless_it_is_ppo(monkeypatch: pytest.MonkeyPatch):
+    pretend(CPU, monkeypatch)
+    monkeypatch.setattr(devices, "cpu_is_fast_in_bf16", lambda: True)
+    sections: dict[str, dict[str, object] | None] = {
+        "train": {},
+        "adapter": {},
+        "model": {"dtype": "auto", "attention": "auto", "dropout": "auto", "fused": True},
+    }
+    found = resolve(sections)
+    assert found.updates["train"]["bf16"] is True
+    assert found.updates["model"] == {
+        "dtype": "bfloat16",
+        "attention": "blocks",
+        "dropout": "none",
+    }
+    assert "bf16 instructions" in found.notes[0]
+    whole = resolve(sections | {"adapter": None})
+    assert whole.updates["model"]["dtype"] == "float32"
+    assert whole.updates["train"]["bf16"] is True
+    refused = resolve(sections | {"train": {"bf16": False}})
+    assert refused.updates["model"]["dtype"] == "float32"
+    assert refused.updates["model"]["attention"] == "sdpa"
+    ppo = resolve(sections | {"ppo": {}})
+    assert ppo.updates["train"]["bf16"] is False
+    assert ppo.updates["model"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "is_fast"),
+    [("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False), ("avx2", False)],
+)
+def test_instructions_for_bfloat16_are_what_counts(
+    instruction: str, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
+    assert devices.cpu_is_fast_in_bf16() is False  # the suite has said so to oneDNN
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core_bf16")
+    assert devices.cpu_is_fast_in_bf16() is is_fast
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert devices.cpu_is_fast_in_bf16() is is_fast
+
+
 def test_full_fine_tuning_keeps_its_weights_in_float32(monkeypatch: pytest.MonkeyPatch):
     pretend(CUDA, monkeypatch)
     settings = {"train": {}, "adapter": None, "model": {"dtype": "auto"}}
@@ -139,7 +181,9 @@ def test_a_model_without_dtype_gets_none(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_cpu_is_found_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
     pretend(CUDA, monkeypatch)
-    assert find_accelerator() == Accelerator("cuda", "Some GPU", bf16=True, fp16=True)
+    assert find_accelerator() == Accelerator(
+        "cuda", "Some GPU", bf16=True, fp16=True, is_fast_in_bf16=True
+    )
     assert find_accelerator(only_cpu=True).kind == "cpu"
 
 

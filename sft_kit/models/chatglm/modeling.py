@@ -8,7 +8,7 @@ Source of the names: THUDM/chatglm2-6b, modeling_chatglm.py.
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
     GlmConfig,
     GlmForCausalLM,
+    PreTrainedModel,
 )
 from transformers.conversion_mapping import (
     get_model_conversion_mapping,
@@ -34,12 +35,17 @@ from sft_kit.config.layer_names import CHATGLM_BLOCK_LAYERS, CHATGLM_OUTER_LAYER
 from sft_kit.errors import CheckpointError, Problem
 from sft_kit.models.chatglm.configuration import ChatGLMConfig
 from sft_kit.models.chatglm.original_config import QUANT_METHOD
+from sft_kit.models.chatglm.refusals import (
+    refuse_other_weights,
+    refuse_second_quantization,
+    refuse_untold_dtype,
+)
 from sft_kit.models.chatglm.sentencepiece_model import count_pieces
-from sft_kit.models.weight_files import refuse_outside_shards
+from sft_kit.models.tensor_archive import read_tensors
+from sft_kit.models.weight_files import download_options, refuse_outside_shards
 
 PUBLISHED_VOCABULARY = 65024
 PUBLISHED_PIECES = 64789
-_SCALE = ".weight_scale"
 _USER_OFFSET, _OBSERVATION_OFFSET = 6, 8
 
 
@@ -72,13 +78,14 @@ class ChatGLMForCausalLM(GlmForCausalLM):
 
         Raises:
             CheckpointError: The checkpoint holds weights that would silently be left out, lacks
-                some that the model needs, names files outside of its folder, or is to be quantized
-                though it is packed.
+                some that the model needs, names files outside of its folder, has `.bin` that holds
+                more than tensors, or is to be quantized though it is packed.
         """
         name = str(pretrained_model_name_or_path)
-        _refuse_second_quantization(name, options)
+        refuse_second_quantization(name, options)
         if pretrained_model_name_or_path is not None:
-            refuse_outside_shards(name, **_download_options(options))
+            refuse_outside_shards(name, **download_options(options))
+            refuse_untold_dtype(name, options)
         with_report = options.pop("output_loading_info", False)
         # transformers would run custom_generate/generate.py of the folder where code is trusted.
         options["trust_remote_code"] = False
@@ -88,11 +95,29 @@ class ChatGLMForCausalLM(GlmForCausalLM):
             **cast("dict[str, Any]", options | {"output_loading_info": True}),
         )
         model, report = cast("tuple[Self, dict[str, set[str]]]", loaded)
-        _refuse_other_weights(name, report, is_packed(model))
+        refuse_other_weights(name, report, is_packed(model))
         if getattr(model.generation_config, "_from_model_config", False):
             pieces = _find_pieces(model.config.name_or_path, options)
             model.generation_config = default_generation(model.config, pieces)
         return cast("Self", (model, report)) if with_report else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: dict[str, torch.Tensor] | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,  # noqa: ANN401 - passed on
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        # transformers 5.23 unpickles `.bin`; tensors that are handed to it, it takes as they are.
+        pickled = [file for file in checkpoint_files or () if not file.endswith(".safetensors")]
+        if state_dict is None and pickled:
+            state_dict = {}
+            for file in pickled:
+                state_dict |= read_tensors(Path(file))
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, *args, **options
+        )
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: object, **options: object
@@ -140,20 +165,6 @@ class ChatGLMForCausalLM(GlmForCausalLM):
         """Cast to float32, packed models too: their packed weights and scales stay as they are."""
         dense: Any = super()
         return cast("Self", nn.Module.float(self) if is_packed(self) else dense.float(*args))
-
-
-def _refuse_second_quantization(name: str, options: Mapping[str, object]) -> None:
-    wanted = options.get("quantization_config")
-    stored = getattr(options.get("config"), "quantization_config", None)
-    method = getattr(wanted, "quant_method", None)
-    if wanted is None or stored is None or method == QUANT_METHOD:
-        return
-    bits = stored["bits"] if isinstance(stored, Mapping) else stored.bits
-    found = f"found {type(wanted).__name__} for weights that are packed in {bits} bits already"
-    todo = "leave it out: the weights stay packed; or load the checkpoint in fp16"
-    raise CheckpointError(
-        f"{name} can't be loaded", [Problem("", "quantization_config", found, todo)]
-    )
 
 
 def is_packed(model: nn.Module) -> bool:
@@ -218,56 +229,12 @@ def _find_pieces(name: str | None, options: Mapping[str, object]) -> int | None:
     path = cached_file(
         str(name),
         "tokenizer.model",
-        **_download_options(options),
+        **download_options(options),
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
     return None if path is None else count_pieces(Path(path))
-
-
-def _download_options(options: Mapping[str, object]) -> dict[str, Any]:
-    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    return {key: options[key] for key in names if key in options}
-
-
-def _refuse_other_weights(name: str, report: Mapping[str, Iterable[str]], is_packed: bool) -> None:
-    unexpected, missing = sorted(report["unexpected_keys"]), sorted(report["missing_keys"])
-    scales = [key for key in unexpected if key.endswith(_SCALE)]
-    checks = (
-        (
-            [key for key in unexpected if "prefix_encoder." in key],
-            "found weights of a P-tuning prefix; accepts none",
-            "take the checkpoint that it was trained on, and train a LoRA adapter",
-        ),
-        (
-            [] if is_packed else scales,
-            "found quantized weights without quantization_bit; accepts 4 or 8 for them",
-            "set it in config.json to what the weights were quantized to",
-        ),
-        (
-            scales if is_packed else [],
-            "found quantized weights for a layer that the model does not pack",
-            "copy config.json and the weights from the same checkpoint",
-        ),
-        (
-            [key for key in missing if key.endswith(_SCALE)],
-            "found quantization_bit and weights that are not quantized",
-            "take quantization_bit out of config.json",
-        ),
-        (
-            [key for key in missing if not key.endswith(_SCALE)],
-            "found no such weights",
-            "copy the checkpoint anew, it is incomplete",
-        ),
-    )
-    problems = [
-        Problem(name, keys[0], f"{message} ({len(keys)} tensors)", todo)
-        for keys, message, todo in checks
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(f"the weights of {name} can't be used", problems)
 
 
 def _refuse_unlike_glm(model: ChatGLMForCausalLM) -> None:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import cast
 
 import torch
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 
 from sft_kit.config.checkpoint_header import read_header
 from sft_kit.errors import CheckpointError, Problem
-from sft_kit.models.pickles import refuse_other_than_tensors
+from sft_kit.models.tensor_archive import read_tensors
 
 ADAPTER_PREFIX = "base_model.model."
 """What PEFT writes before the name of a layer."""
@@ -115,7 +114,7 @@ def read_old_adapter(folder: Path) -> OldAdapter:
     """
     settings = _read_settings(folder)
     _refuse_settings(folder, settings)
-    return OldAdapter(folder, settings, _group(folder, _read_tensors(folder)))
+    return OldAdapter(folder, settings, _group(folder, read_adapter_tensors(folder)))
 
 
 def _read_settings(folder: Path) -> dict[str, object]:
@@ -137,29 +136,35 @@ def _read_settings(folder: Path) -> dict[str, object]:
 def _tensor_names(folder: Path) -> Iterable[str]:
     header = read_header(folder / SAFETENSORS_WEIGHTS_NAME)
     # Without one it is a pickle, which has no header, or damaged, which reading it explains.
-    return _read_tensors(folder) if header is None else header
+    return read_adapter_tensors(folder) if header is None else header
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Read an adapter's tensors by the names they were saved under; no pickle is run.
+
+    Args:
+        folder: With `adapter_model.safetensors`, or else `adapter_model.bin`.
+
+    Raises:
+        CheckpointError: It has neither, or a damaged or empty one.
+    """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         path = folder / WEIGHTS_NAME
     try:
-        if path.suffix == ".safetensors":
-            tensors: object = load_file(path)
-        else:
-            refuse_other_than_tensors(path)
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
     except FileNotFoundError as error:
         found = f"it has neither {SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME}"
         raise CheckpointError(
             f"{folder} holds no adapter", [_problem(folder, "", found)]
         ) from error
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         found = " ".join(str(error).split())[:200]
-        problem = Problem(str(path), "", f"it is damaged, or holds more than tensors: {found}")
+        problem = Problem(str(path), "", f"it is damaged: {found}", "copy it again")
         raise CheckpointError(f"the adapter in {folder} can't be read", [problem]) from error
-    if not isinstance(tensors, dict) or not tensors:
+    if not tensors:
         todo = "train it again; some old training scripts saved nothing"
         problem = Problem(str(path), "", "it holds no tensors", todo)
         raise CheckpointError(f"the adapter in {folder} can't be read", [problem])
