@@ -12,6 +12,7 @@ from sft_kit.models.same_base import base_differences
 from sft_kit.run_record import RUN_FILE
 
 _MAY_CHANGE = {
+    "data.cache",
     "train.output_dir",
     "train.disable_tqdm",
     "train.report_to",
@@ -32,12 +33,11 @@ _MAY_CHANGE = {
 """Settings that may differ when a run is resumed: none of them changes the steps already done.
 
 Other runs may have moved; their weights are known by digest."""
-_MAY_CHANGE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.hub_", "hub.",
-                        "sample.")  # fmt: skip
+_MAY_CHANGE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.hub_", "sample.")
 _SPLITS_A_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _MAY_GROW = ("train.max_steps", "train.num_train_epochs", "ppo.num_rollouts")
-_DECIDES_THE_BEST = ("train.save_s", "train.eval_s", "train.eval_delay")
-"""Beginnings of settings that say at which steps the best weights are looked for."""
+_SAYS_WHEN_TO_EVALUATE = ("train.save_s", "train.eval_s", "train.eval_delay", "ppo.eval_rollouts")
+"""Beginnings of settings that say at which steps a figure is taken that more may depend on."""
 _FLAT_SCHEDULES = {"constant", "constant_with_warmup"}
 _MUST_MATCH = (
     ("data", "fingerprint"),
@@ -179,12 +179,22 @@ def _why_not(name: str, old: object, new: object, resolved: Resolved) -> str | N
         return None if _grew(old, new) else "; it may only grow"
     if name not in _MAY_CHANGE and not name.startswith(_MAY_CHANGE_PREFIXES):
         return ""
-    looks_for_best = _setting(resolved, "train", "load_best_model_at_end") or _setting(
-        resolved, "classify", "early_stopping_patience"
-    )
-    if looks_for_best and name.startswith(_DECIDES_THE_BEST):
-        return "; it decides which weights are the best"
+    decided = _decided_by_evaluations(resolved)
+    if decided and name.startswith(_SAYS_WHEN_TO_EVALUATE):
+        return f"; it decides {decided}"
     return None
+
+
+def _decided_by_evaluations(resolved: Resolved) -> str:
+    """Say what depends on when a run evaluates; empty where nothing does."""
+    if str(_setting(resolved, "train", "lr_scheduler_type")) == "reduce_lr_on_plateau":
+        return "on the learning rates"
+    looks_for_best = (
+        _setting(resolved, "train", "load_best_model_at_end")
+        or _setting(resolved, "classify", "early_stopping_patience")
+        or _setting(resolved, "ppo", "keep") == "best"
+    )
+    return "which weights are the best" if looks_for_best else ""
 
 
 def _is_split_anew(before: Mapping[str, object], resolved: Resolved) -> bool:

@@ -1,5 +1,6 @@
 """Which settings may differ when a run is resumed, key by key."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,118 @@ def test_any_other_change_is_refused_and_named(name: str):
     old = (SETTINGS[section] or {})[key]
     said = ["null" if value is None else repr(value) for value in (REFUSED[name], old)]
     assert problem.message.startswith(f"found {said[0]}, but the run to resume had {said[1]}")
+
+
+SCHEMAS = Path(__file__).resolve().parents[3] / "recipes" / "schema"
+MAY_BE_ANOTHER = {
+    # what is told, and how
+    "train.disable_tqdm", "train.log_level", "train.log_level_replica", "train.log_on_each_node",
+    "train.logging_first_step", "train.logging_nan_inf_filter", "train.logging_steps",
+    "train.logging_strategy", "train.report_to", "train.run_name", "sample.max_new_tokens",
+    "sample.prompts", "sample.seed", "sample.temperature", "sample.top_k", "sample.top_p",
+    "ppo.dump_rollouts",
+    # where files and models are; models are known by their digests
+    "train.output_dir", "reward.model", "ppo.sft_adapter", "data.cache",
+    # when is saved and what is kept
+    "train.save_on_each_node", "train.save_only_model", "train.save_steps", "train.save_strategy",
+    "train.save_total_limit", "ppo.save_rollouts",
+    # when and how is evaluated, where nothing depends on it
+    "train.eval_accumulation_steps", "train.eval_delay", "train.eval_on_start", "train.eval_steps",
+    "train.eval_strategy", "train.eval_use_gather_object", "train.per_device_eval_batch_size",
+    "ppo.eval_rollouts",
+    # the same numbers in another time or memory
+    "train.activation_checkpointing", "train.dataloader_num_workers",
+    "train.dataloader_pin_memory",
+    # after the training
+    "train.push_to_hub", "train.hub_always_push", "train.hub_model_id", "train.hub_private_repo",
+    "train.hub_revision",
+}  # fmt: skip
+MAY_GROW = {"train.max_steps", "train.num_train_epochs", "ppo.num_rollouts"}
+
+
+def settings_of(schema: Path) -> dict[str, set[str]]:
+    """Every section and key that a recipe knows."""
+    content = json.loads(schema.read_text(encoding="utf-8"))
+
+    def keys(part: dict[str, object]) -> set[str]:
+        branches = [part, *part.get("anyOf", ())]
+        names = [one["$ref"].rpartition("/")[2] for one in branches if "$ref" in one]
+        return {key for name in names for key in content["$defs"][name].get("properties", {})}
+
+    return {section: keys(part) for section, part in content["properties"].items()}
+
+
+def test_of_all_settings_of_all_recipes_those_of_the_table_may_be_another_and_no_more():
+    schemas = sorted(SCHEMAS.glob("*.json"))
+    assert len(schemas) == 13
+    accepted, refused = set(), set()
+    for schema in schemas:
+        sections = settings_of(schema)
+        assert {"train", "data"} <= sections.keys() | {"ppo"}
+        before = {name: dict.fromkeys(keys, 8) for name, keys in sections.items()}
+        for name in before.keys() & {"train", "data", "classify", "ppo"}:
+            off = {"max_steps": -1, "load_best_model_at_end": False, "keep": "last",
+                   "early_stopping_patience": None, "lr_scheduler_type": "constant",
+                   "streaming": False}  # fmt: skip
+            before[name] |= {key: value for key, value in off.items() if key in before[name]}
+        for section, keys in sections.items():
+            for key in keys:
+                changed = before | {section: before[section] | {key: "another"}}
+                earlier: dict[str, object] = {"settings": before}
+                try:
+                    check_same_settings(Path("x"), earlier, Resolved(Path("a.py"), changed, {}), 1)
+                    accepted.add(f"{section}.{key}")
+                except CheckpointError as error:
+                    refused |= {problem.key for problem in error.problems}
+    assert accepted == MAY_BE_ANOTHER
+    assert refused >= MAY_GROW
+    assert not accepted & refused
+    assert len(refused) > 200
+
+
+def test_the_same_global_batch_may_be_cut_into_other_micro_batches_with_a_word():
+    for rows, times in ((2, 4), (1, 8), (8, 1)):
+        change = {
+            "train.per_device_train_batch_size": rows,
+            "train.gradient_accumulation_steps": times,
+        }
+        (note,) = check(change)
+        assert note.startswith("the global batch is cut into other micro-batches: each step has th")
+    for rows, times in ((4, 1), (8, 2), (2, 2)):
+        change = {
+            "train.per_device_train_batch_size": rows,
+            "train.gradient_accumulation_steps": times,
+        }
+        with pytest.raises(CheckpointError) as caught:
+            check(change)
+        names = [problem.key.removeprefix("train.") for problem in caught.value.problems]
+        assert names == [
+            key
+            for key, same in (
+                ("per_device_train_batch_size", rows == 4),
+                ("gradient_accumulation_steps", times == 2),
+            )
+            if not same
+        ]
+    with pytest.raises(CheckpointError, match=r"train\.learning_rate"):  # nothing else comes along
+        check({"train.per_device_train_batch_size": 2, "train.gradient_accumulation_steps": 4,
+               "train.learning_rate": 1.0})  # fmt: skip
+
+
+def test_evaluations_that_more_depends_on_stay_where_they_were():
+    plateau = {"train.lr_scheduler_type": "reduce_lr_on_plateau"}
+    with pytest.raises(CheckpointError, match="it decides on the learning rates"):
+        check({"train.eval_steps": 2}, before=plateau)
+    for keep, is_refused in (("best", True), ("last", False)):
+        before = {"ppo": {"keep": keep, "eval_rollouts": 4, "save_rollouts": 2}}
+        now = {"ppo": before["ppo"] | {"eval_rollouts": 2, "save_rollouts": 1}}
+        earlier: dict[str, object] = {"settings": before}
+        resolved = Resolved(Path("ppo.py"), now, {})
+        if is_refused:
+            with pytest.raises(CheckpointError, match=r"eval_rollouts.*which weights are the best"):
+                check_same_settings(Path("x"), earlier, resolved, 1)
+        else:
+            assert check_same_settings(Path("x"), earlier, resolved, 1) == []
 
 
 def test_a_stream_is_parted_among_its_workers_so_their_number_stays():

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, MultitaskPromptTuningConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -292,6 +292,23 @@ def test_an_adapter_in_a_pickle_is_refused_and_how_to_convert_it_is_said(
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"is a pickle, which is never read.*save it again"):
         load_adapter(load(gpt2_checkpoint), folder)
+
+
+def test_an_adapter_that_names_a_file_to_start_from_is_refused_and_the_file_is_not_read(
+    gpt2_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = MultitaskPromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=2, num_tasks=1, num_ranks=1
+    )
+    get_peft_model(load(gpt2_checkpoint), config).save_pretrained(tmp_path / "prompt")
+    path = tmp_path / "prompt" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    settings["prompt_tuning_init"] = "ONLY_SOURCE_SHARED"
+    settings["prompt_tuning_init_state_dict_path"] = str(tmp_path / "start.bin")
+    path.write_text(json.dumps(settings))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("something was unpickled"))
+    with pytest.raises(CheckpointError, match="a file to start from, which PEFT may unpickle"):
+        load_adapter(load(gpt2_checkpoint), tmp_path / "prompt")
 
 
 def test_an_adapter_that_lacks_tensors_is_refused_instead_of_half_loaded(

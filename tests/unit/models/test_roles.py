@@ -322,6 +322,22 @@ def test_an_adapter_of_another_model_is_refused_with_its_folder(tmp_path: Path) 
         tiny_roles("lora adapter", base, sft_folder=tmp_path)
 
 
+@pytest.mark.parametrize("role", ["sft", "reward"])
+def test_an_adapter_of_a_role_is_not_unpickled(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_llama()
+    save = save_sft_adapter if role == "sft" else save_reward_adapter
+    save(tmp_path, base)
+    weights = tmp_path / "adapter_model.safetensors"
+    torch.save(load_file(weights), tmp_path / "adapter_model.bin")
+    weights.unlink()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("something was unpickled"))
+    folders = {f"{role}_folder": tmp_path}
+    with pytest.raises(CheckpointError, match="is a pickle, which is never read"):
+        tiny_roles("lora adapter", base, **folders)
+
+
 def test_a_saved_value_role_is_a_plain_adapter_and_a_head(tmp_path: Path) -> None:
     base = tiny_llama()
     alone = copy.deepcopy(base)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig
 
 from sft_kit.errors import CheckpointError
 from sft_kit.models.base import load_causal_lm, load_config_of
 from sft_kit.models.chatglm import ChatGLMForCausalLM
+from sft_kit.models.tensor_archive import read_tensors
 from sft_kit.models.weight_files import WeightFiles, find_weight_files, loaded_files
 from sft_kit.settings import ModelSettings
 
@@ -81,22 +82,55 @@ def write_index(folder: Path, *files: str, name: str = "pytorch_model.bin.index.
     (folder / name).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_the_files_listed_are_those_that_transformers_opens(
+def test_the_files_listed_are_those_that_are_read_and_nothing_is_unpickled(
     chatglm: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for other in ("adapter_model.safetensors", "training_args.bin", "pytorch_model-old.bin"):
         (chatglm / other).write_bytes(b"not weights")
     opened = []
-    load = torch.load
 
-    def noted(file: str, *args: object, **options: object) -> object:
-        opened.append(Path(file))
-        return load(file, *args, **options)
+    def noted(path: Path) -> dict[str, torch.Tensor]:
+        opened.append(path)
+        return read_tensors(path)
 
-    monkeypatch.setattr(torch, "load", noted)
+    def unpickle(*_: object, **__: object) -> object:
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr("sft_kit.models.chatglm.modeling.read_tensors", noted)
+    monkeypatch.setattr(torch, "load", unpickle)
     ChatGLMForCausalLM.from_pretrained(chatglm)
     assert opened
     assert loaded_files(chatglm) == sorted(set(opened))
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", torch.float32, "float32"])
+def test_without_a_dtype_in_the_config_nothing_is_unpickled_to_learn_it(
+    chatglm: Path, monkeypatch: pytest.MonkeyPatch, dtype: object
+):
+    def unpickle(*_: object, **__: object) -> object:
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(torch, "load", unpickle)
+    fields = json.loads((chatglm / "config.json").read_text())
+    del fields["torch_dtype"]
+    (chatglm / "config.json").write_text(json.dumps(fields))
+    if dtype in (None, "auto"):
+        with pytest.raises(CheckpointError, match=r"no torch_dtype in config\.json"):
+            ChatGLMForCausalLM.from_pretrained(chatglm, dtype=dtype)
+    else:
+        assert ChatGLMForCausalLM.from_pretrained(chatglm, dtype=dtype).dtype == torch.float32
+
+
+def test_a_pickle_that_a_config_names_is_refused_for_every_family(
+    tmp_path: Path, gpt2_checkpoint: Path
+):
+    folder = Path(shutil.copytree(gpt2_checkpoint, tmp_path / "base"))
+    fields = json.loads((folder / "config.json").read_text())
+    fields["transformers_weights"] = "adapter_model.bin"
+    (folder / "config.json").write_text(json.dumps(fields))
+    torch.save(load_file(folder / "model.safetensors"), folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"transformers_weights: found 'adapter_model\.bin'"):
+        load_causal_lm(ModelSettings(str(folder)))
 
 
 def test_a_file_that_the_config_names_comes_first(chatglm: Path):

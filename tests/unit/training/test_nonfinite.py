@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,45 @@ def test_bf16_stops_too(make_trainer: MakeTrainer, tiny_model: MakeModel):
     trainer = make_trainer(model=tiny_model(0.0), kind=PoisonedGradient, bf16=True)
     with pytest.raises(NonFiniteError, match=r"transformer\.wpe\.weight"):
         trainer.train()
+
+
+class Engine:
+    """What is left of a step when DeepSpeed has made its update: the norm of the gradients."""
+
+    def __init__(self, *norms: float) -> None:
+        self.norms = list(norms)
+
+    def get_global_grad_norm(self) -> float:
+        return self.norms.pop(0)
+
+
+class WithEngine(SafeTrainer):
+    """Has an engine from its first loss on, as after the preparation of a DeepSpeed launch."""
+
+    def compute_loss(self, *args, **kwargs):
+        self.accelerator.deepspeed_engine_wrapped = self.engine
+        return super().compute_loss(*args, **kwargs)
+
+
+def test_an_update_that_deepspeed_has_made_with_bad_gradients_is_not_saved(
+    make_trainer: MakeTrainer,
+):
+    trainer = make_trainer(kind=WithEngine, save_strategy="steps", save_steps=1)
+    trainer.engine = Engine(1.0, math.inf)
+    told = r"step 2: the gradient of some parameter is not finite, so the weights were not saved"
+    with pytest.raises(NonFiniteError, match=told) as caught:
+        trainer.train()
+    assert str(caught.value).count("row ") == 4
+    assert [path.name for path in Path(str(trainer.args.output_dir)).glob("checkpoint-*")] == [
+        "checkpoint-1"
+    ]
+
+
+def test_finite_norms_of_deepspeed_are_no_reason_to_stop(make_trainer: MakeTrainer):
+    trainer = make_trainer(kind=WithEngine)
+    trainer.engine = Engine(1.0, 3e38, 0.0)
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_the_trainer_of_upstream_writes_nan_into_the_weights(

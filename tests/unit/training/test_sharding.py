@@ -95,19 +95,23 @@ def test_weights_that_are_missing_or_foreign_are_named():
 
 
 @pytest.mark.parametrize(
-    ("state", "expected"),
+    ("state", "expected", "has_parts"),
     [
-        ({}, False),
-        ({"fsdp_plugin": object()}, True),
-        ({"deepspeed_plugin": SimpleNamespace(zero_stage=2)}, False),
-        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, True),
-        ({"deepspeed_plugin": None, "fsdp_plugin": None}, False),
+        ({}, False, False),
+        ({"fsdp_plugin": object()}, True, True),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=2)}, False, True),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, True, True),
+        ({"deepspeed_plugin": None, "fsdp_plugin": None}, False, False),
     ],
 )
-def test_fsdp_and_the_third_stage_of_zero_spread_weights(state: dict[str, Any], expected: bool):
-    from sft_kit.training.sharding import spreads_weights
+def test_fsdp_and_the_third_stage_of_zero_spread_weights_and_all_of_zero_wants_an_optimizer(
+    state: dict[str, Any], expected: bool, has_parts: bool
+):
+    from sft_kit.training.sharding import needs_optimizer, spreads_weights
 
-    assert spreads_weights(SimpleNamespace(state=SimpleNamespace(**state))) is expected  # type: ignore[arg-type]
+    processes: Any = SimpleNamespace(state=SimpleNamespace(**state))
+    assert spreads_weights(processes) is expected
+    assert needs_optimizer(processes) is has_parts
 
 
 def test_layers_that_hold_the_input_embedding_are_not_sharded_by_themselves():

@@ -395,9 +395,26 @@ def test_nothing_in_a_pickle_is_run(fp16: Path, tmp_path: Path):
 
     adapter = save_old(tmp_path / "old", {})
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps({"x": Marker()}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"adapter_model.bin: .*holds more than tensors"):
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin: found a bare pickle"):
         load_adapter(load(fp16), adapter)
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_adapter_of_the_loaded_layers_in_bin_is_the_adapter_and_is_not_unpickled(
+    fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = attach_lora(load(fp16), lora(["q_proj", "dense"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    expected = logits(load_adapter(load(fp16), tmp_path))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("something was unpickled"))
+    assert torch.equal(logits(load_adapter(load(fp16), tmp_path)), expected)
+    assert not torch.equal(logits(load(fp16)), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
