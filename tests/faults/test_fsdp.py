@@ -16,6 +16,7 @@ from ..recipes.conftest import run, save_bert, save_checkpoint, write_labelled, 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_STEPS = 6
 LAUNCH_SECONDS = 500
+FSDP2 = ("recipes/launch/fsdp2.yaml",)
 SFT, CLASSIFY = "sft_gpt2_lora", "classify_bert_chinese_lora"
 CASES = {
     "tuning an adapter": (SFT, {}),
@@ -53,11 +54,13 @@ def settings_of(
     return settings | changes
 
 
-def start(stem: str, settings: dict[str, object], *flags: str) -> subprocess.Popen[str]:
+def start(
+    stem: str, settings: dict[str, object], *flags: str, launch: tuple[str, ...] = FSDP2
+) -> subprocess.Popen[str]:
     words = [f"{key}={value}" for key, value in settings.items()]
-    launcher = [*ACCELERATE, "--config_file", "recipes/launch/fsdp2.yaml"]
+    launcher = [*ACCELERATE, "--config_file", *launch]
     port = ["--main_process_port", str(free_port())]
-    script = ["tests/faults/fsdp_on_cpu.py", f"recipes/{stem}.py"]
+    script = ["tests/faults/sharded_on_cpu.py", f"recipes/{stem}.py"]
     return subprocess.Popen(
         [*launcher, *port, *script, *words, *flags],
         cwd=REPOSITORY,
@@ -108,21 +111,19 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert figures["reload_max_logit_difference"] == 0.0
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_that_share_every_weight_give_the_run_of_one(
-    case, trained_tokenizer, tmp_path
-):
-    stem, changes = CASES[case]
-    settings = settings_of(stem, changes, tmp_path, trained_tokenizer)
+def check_against_one_process(
+    stem: str, settings: dict[str, object], folder: Path, *launch: str
+) -> None:
+    """Train in one process, in two, and in two that were killed and went on."""
     run(stem, settings)
     half = settings | {"train.per_device_train_batch_size": 4}
-    two = tmp_path / "two"
-    said = finish(start(stem, half | {"train.output_dir": two}))
+    two = folder / "two"
+    said = finish(start(stem, half | {"train.output_dir": two}, launch=launch))
     assert "4 examples x 2 processes x 1 accumulation = 8" in said
-    assert_same_run(two, tmp_path / "run")
+    assert_same_run(two, folder / "run")
 
-    killed = tmp_path / "killed"
-    process = start(stem, half | {"train.output_dir": killed})
+    killed = folder / "killed"
+    process = start(stem, half | {"train.output_dir": killed}, launch=launch)
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not (killed / "checkpoint-2").is_dir():
         assert time.monotonic() < deadline
@@ -130,13 +131,23 @@ def test_two_processes_that_share_every_weight_give_the_run_of_one(
         time.sleep(0.02)
     kill_workers(process)
     assert not (killed / "metrics.json").exists()
-    finish(start(stem, half | {"train.output_dir": killed}, "--resume"))
-    assert_same_run(killed, tmp_path / "run")
+    finish(start(stem, half | {"train.output_dir": killed}, "--resume", launch=launch))
+    assert_same_run(killed, folder / "run")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_that_share_every_weight_give_the_run_of_one(
+    case, trained_tokenizer, tmp_path
+):
+    stem, changes = CASES[case]
+    settings = settings_of(stem, changes, tmp_path, trained_tokenizer)
+    check_against_one_process(stem, settings, tmp_path, *FSDP2)
 
 
 def test_the_weights_are_really_shared(trained_tokenizer, tmp_path):
     settings = settings_of(SFT, {}, tmp_path, trained_tokenizer)
     settings |= {"train.per_device_train_batch_size": 4, "train.max_steps": 1}
+    settings |= {"train.warmup_steps": 0}
     probe = tmp_path / "probe.py"
     probe.write_text(
         "import sys\n"
@@ -147,7 +158,7 @@ def test_the_weights_are_really_shared(trained_tokenizer, tmp_path):
         "    local = sum(one.to_local().numel() for one in model.parameters())\n"
         "    print('SHARED', kinds, local, sum(one.numel() for one in model.parameters()))\n"
         "callbacks.LogFile.on_step_end = look\n"
-        f"sys.argv[0] = {str(REPOSITORY / 'tests/faults/fsdp_on_cpu.py')!r}\n"
+        f"sys.argv[0] = {str(REPOSITORY / 'tests/faults/sharded_on_cpu.py')!r}\n"
         "import runpy\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

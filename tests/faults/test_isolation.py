@@ -24,6 +24,7 @@ SMALL = {
     "train.per_device_eval_batch_size": 4,
     "train.gradient_accumulation_steps": 1,
     "train.max_steps": 4,
+    "train.warmup_steps": 0,
     "train.disable_tqdm": "true",
     "train.load_best_model_at_end": "false",
     "train.metric_for_best_model": "null",
@@ -66,7 +67,8 @@ def jobs_of(folder: Path) -> dict[str, Job]:
             for n in range(40)]  # fmt: skip
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = {"data.path": texts, "data.streaming": "false"}
-    whole = "model.safetensors"
+    whole, bart = "model.safetensors", folder / "bart-tokenizer"
+    save_bart_tokenizer(bart)
     labels = made["classify"].settings
     kept = ("data.path", "data.eval_fraction", "data.max_length")
     quantized = {**made["sft"].settings, "model.quantization": "nf4"}
@@ -74,7 +76,9 @@ def jobs_of(folder: Path) -> dict[str, Job]:
     return {
         "sft": replace(made["sft"], settings={**made["sft"].settings, **sampled}),
         "sft nf4": replace(made["sft"], settings={**quantized, **sampled}),
-        "classify": made["classify"],
+        "classify": replace(
+            made["classify"], settings={**labels, "classify.early_stopping_patience": "null"}
+        ),
         "head": Job(
             "classify_gpt2_head",
             {**{key: labels[key] for key in kept}, "model.checkpoint": TINY_GPT2,
@@ -98,10 +102,20 @@ def jobs_of(folder: Path) -> dict[str, Job]:
         "prefix": Job("pretrain_prefix_lm", new_model("bert", TINY_BERT, BERT) | path, whole),
         "spans": Job("pretrain_t5_span", new_model("t5", TINY_T5, T5) | path, whole),
         "denoise": Job(
-            "pretrain_bart_denoise", new_model("bart", TINY_T5, BART) | path, whole
+            "pretrain_bart_denoise", new_model("bart", bart, BART) | path, whole
         ),
         "clm": Job("pretrain_gpt2_clm", new_model("gpt2", TINY_GPT2, GPT2) | path, whole),
     }  # fmt: skip
+
+
+def save_bart_tokenizer(folder: Path) -> None:
+    """Save the byte tokens of tiny-gpt2 with the special tokens of BART."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_GPT2)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    tokenizer.add_special_tokens(names)
+    tokenizer.save_pretrained(folder)
 
 
 NAMES = ("sft", "sft nf4", "classify", "head", "reward", "chatglm", "seq2seq", "mlm", "prefix",
@@ -160,6 +174,7 @@ def kill_a_worker_at(call: int) -> KILL_WORKERS:
 
     def arm() -> None:
         import multiprocessing
+        import warnings
 
         from sft_kit.training.trainer import SafeTrainer
 
@@ -172,6 +187,8 @@ def kill_a_worker_at(call: int) -> KILL_WORKERS:
             return original(*args, **kwargs)  # type: ignore[arg-type]
 
         SafeTrainer.compute_loss = watched  # type: ignore[method-assign]
+        # torch counts cores; on a machine with one, two workers are too many for its taste.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
 
     return arm
 

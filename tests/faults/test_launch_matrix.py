@@ -109,7 +109,19 @@ def test_the_printed_batch_is_the_one_that_trains(
     [
         ([*ACCELERATE, "--num_processes", "2"], {}, "asked for 2 processes and started 1"),
         (
-            [*ACCELERATE, "--num_machines", "2", "--num_processes", "2", "--machine_rank", "0"],
+            [
+                *ACCELERATE,
+                "--num_machines",
+                "2",
+                "--num_processes",
+                "2",
+                "--machine_rank",
+                "0",
+                "--main_process_ip",
+                "127.0.0.1",
+                "--main_process_port",
+                "PORT",
+            ],
             {},
             "asked for 2 processes and started 1",
         ),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ..hub_stand_in.here import stand_in
 from . import harness
 from .harness import Job
 
@@ -27,6 +28,8 @@ PHASES = {
     "learn": ("sft_kit.training.ppo.loop", "optimize"),
     "save a rollout": ("sft_kit.training.ppo.checkpoints", "save_file"),
     "finish": ("sft_kit.artifacts.save", "reload_difference"),
+    "push": ("sft_kit.artifacts.publishing", "push_run"),
+    "commit": ("sft_kit.hub.push", "_commit"),
 }
 """What is called in a phase: module, and function or method."""
 OF_TRAINER = {"forward", "evaluate", "save", "log"}
@@ -141,6 +144,37 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_to_the_same_weights(
     flags = ["--resume"] if folder.exists() and any(folder.iterdir()) else []
     resumed = harness.run(job, folder, *flags)
     assert harness.compare(job, folder, straight(moment.job), resumed) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub 2.4
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("phase", ["push", "commit"])
+def test_a_run_that_is_stopped_while_it_is_pushed_is_finished_and_goes_up_later(
+    phase: str,
+    number: signal.Signals,
+    jobs: dict[str, Job],
+    straight: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from sft_kit.artifacts.publishing import push_run
+    from sft_kit.hub.push import Target
+    from sft_kit.run_record import read_record
+
+    pushed = {"train.push_to_hub": "true", "train.hub_model_id": "me/run"}
+    job, folder = replace(jobs["sft"], settings={**jobs["sft"].settings, **pushed}), tmp_path / "my"
+    with stand_in(monkeypatch, tmp_path / "home") as hub:
+        stopped = harness.run(job, folder, first=send_at(phase, 1, signal_itself(number)))
+        assert stopped.code == CODES[number], stopped.said[-2000:]
+        assert "stopped by" in stopped.said
+        assert "Traceback" not in stopped.said
+        assert hub.files("me/run") == {} if "me/run" in hub.repositories else phase == "push"
+        assert read_record(folder)["status"] == "finished"
+        assert harness.digest(folder, job) == harness.digest(straight("sft"), job)
+        ended = push_run(folder, Target("me/run"))
+        assert {job.weights, "README.md", "adapter_config.json"} <= set(ended.uploaded)
+        assert set(hub.files("me/run")) == {*ended.uploaded, *ended.unchanged}
 
 
 def stop_itself_twice() -> None:

@@ -1,7 +1,8 @@
-"""Run a recipe under FSDP2 on CPU processes: `accelerate launch ... fsdp_on_cpu.py recipes/x.py`.
+"""Run a recipe in parts on CPU processes: `accelerate launch ... sharded_on_cpu.py recipes/x.py`.
 
-PyTorch's FSDP2 shards on CPUs too; accelerate sets it aside for CPU processes, and this project
-refuses such a launch. Both are lifted here, so that everything else is what a GPU run goes through.
+PyTorch's FSDP2 shards on CPUs too; accelerate sets it aside for CPU processes. DeepSpeed is taken
+there, but not on purpose. This project refuses both launches. All that is lifted here, so that
+everything else is what a GPU run goes through.
 """
 
 import runpy
