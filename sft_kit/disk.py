@@ -59,6 +59,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def folder_bytes(folder: Path) -> int:
+    """Add up the files below a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def in_bytes(count: int) -> str:
     """Write a size as people do, exact where it is small."""
     if count < 10_000:

@@ -47,7 +47,7 @@ def show_labels(
     tokenizer = load_tokenizer(resolved.own("model", ModelSettings))
     template = choose_template(tokenizer, settings.template)
     stops = template.stop_token_ids
-    splits, bad_rows = _read_rows(settings)
+    splits, bad_rows = _read_rows(settings, tokenizer)
     train = tokenize(splits.train, tokenizer, template, settings)
     held_out = tokenize(splits.eval, tokenizer, template, settings)
     notes, bad_labels = _judge(train, tokenizer, template, settings)
@@ -66,12 +66,14 @@ def show_labels(
         raise refusal
 
 
-def _read_rows(settings: DataSettings) -> tuple[Splits, DataError | None]:
+def _read_rows(
+    settings: DataSettings, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[Splits, DataError | None]:
     """Read the rows; where bad ones would stop training, read the others and return the error."""
     try:
-        return load_conversations(settings), None
+        return load_conversations(settings, tokenizer), None
     except FormatError as error:
-        return load_conversations(replace(settings, on_bad_row="skip")), error
+        return load_conversations(replace(settings, on_bad_row="skip"), tokenizer), error
 
 
 def _judge(

@@ -95,6 +95,18 @@ def check_own_loop(recipe: str) -> None:
         )
 
 
+def build_models_whole() -> None:
+    """Have transformers load and build whole models under ZeRO-3; training spreads their weights.
+
+    With the settings at hand transformers 5.23 would spread each model as it is loaded, and refuses
+    to load one onto a device. What comes before and after training needs it whole.
+    """
+    if _is_on("ACCELERATE_USE_DEEPSPEED"):
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def _asked_for() -> str | None:
     """What accelerate's launcher says in the environment of the processes that it starts."""
     if _is_on("ACCELERATE_USE_FSDP"):

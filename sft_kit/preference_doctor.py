@@ -5,6 +5,7 @@ It needs the data and the tokenizer, but no weights.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -22,10 +23,13 @@ from sft_kit.data.preference.rows import PreferenceExample
 from sft_kit.data.preference.splits import load_preferences
 from sft_kit.data.preference.tokenization import check_preferences, tokenize_preferences
 from sft_kit.data.preference.view import PreferenceView, show_preference_view, show_prompt_view
-from sft_kit.data.templates import choose_template
+from sft_kit.data.templates import Template, choose_template
 from sft_kit.errors import ConfigError, DataError, FormatError
 from sft_kit.models.base import load_tokenizer
 from sft_kit.settings import ModelSettings, PpoSettings, PreferenceDataSettings, PromptDataSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def show_preferences(
@@ -46,7 +50,7 @@ def show_preferences(
     settings = resolved.own("data", PreferenceDataSettings)
     tokenizer = load_tokenizer(resolved.own("model", ModelSettings))
     template = choose_template(tokenizer, settings.template)
-    splits, refusal = _read_rows(settings)
+    splits, refusal = _read_rows(settings, tokenizer, template)
     figures: list[PreferenceFigures] = []
     notes: list[str] = []
     examples: list[PreferenceExample] = []
@@ -101,9 +105,12 @@ def show_prompts(
     show_prompt_view(console, splits, num_examples, settings.split_seed)
 
 
-def _read_rows(settings: PreferenceDataSettings) -> tuple[PreferenceSplits, DataError | None]:
+def _read_rows(
+    settings: PreferenceDataSettings, tokenizer: "PreTrainedTokenizerBase", template: Template
+) -> tuple[PreferenceSplits, DataError | None]:
     """Read the rows; where bad ones would stop training, read the others and return the error."""
     try:
-        return load_preferences(settings), None
+        return load_preferences(settings, tokenizer, template), None
     except FormatError as error:
-        return load_preferences(replace(settings, on_bad_row="skip")), error
+        skipping = replace(settings, on_bad_row="skip")
+        return load_preferences(skipping, tokenizer, template), error

@@ -193,10 +193,10 @@ def show_pairs(
     tokenizer = load_pretraining_tokenizer(resolved.own("model", PretrainModelSettings))
     refusal: DataError | None = None
     try:
-        splits = load_pairs(settings)
+        splits = load_pairs(settings, tokenizer)
     except FormatError as error:
         refusal = error
-        splits = load_pairs(replace(settings, on_bad_row="skip"))
+        splits = load_pairs(replace(settings, on_bad_row="skip"), tokenizer)
     train = tokenize_pairs(splits.train, tokenizer, settings)
     held_out = tokenize_pairs(splits.eval, tokenizer, settings)
     notes: list[str] = []

@@ -15,6 +15,7 @@ from sft_kit.cli import (
     classifier_commands,
     hub_commands,
     model_commands,
+    plan_command,
     recipe_commands,
     reward_commands,
     tokenizer_commands,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (
     *recipe_commands.COMMANDS,
+    *plan_command.COMMANDS,
     *model_commands.COMMANDS,
     *classifier_commands.COMMANDS,
     *reward_commands.COMMANDS,

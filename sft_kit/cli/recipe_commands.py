@@ -40,7 +40,7 @@ RecipeFile = Annotated[
 
 def check(file: SettingsFile, overrides: Overrides = None, recipe: RecipeFile = None) -> None:
     """Check a recipe's YAML: every problem at once, each with its line."""
-    resolved = _read(file, overrides, recipe)
+    resolved = read_settings(file, overrides, recipe)
     for note in resolved.notes:
         typer.echo(f"note: {note}")
     num_given = sum("." in key and origin != "default" for key, origin in resolved.origins.items())
@@ -81,7 +81,7 @@ def inspect(
     """Show what the data teaches and what it lacks. Exit code 1: training would refuse it."""
     if html is not None:
         _check_page(html)
-    resolved = _read(file, overrides, recipe)
+    resolved = read_settings(file, overrides, recipe)
     from rich.console import Console
 
     show = _doctor(resolved)
@@ -134,7 +134,7 @@ def _doctor(resolved: Resolved) -> "Callable[[Console, Resolved, int, Path | Non
     return show_labels
 
 
-def _read(file: Path, overrides: Sequence[str] | None, recipe: Path | None) -> Resolved:
+def read_settings(file: Path, overrides: Sequence[str] | None, recipe: Path | None) -> Resolved:
     """Read settings as the recipe would with `--config FILE`: its own YAML comes first."""
     recipe = recipe or find_recipe(file)
     own = recipe.with_suffix(".yaml")

@@ -125,8 +125,8 @@ def _compared(loaded: "LoadedReward", file: str, format_name: str) -> AskedAnswe
         eval_path=None,
         eval_fraction=0.0,
     )
-    rows = load_preferences(settings)
     template, tokenizer = loaded.template, loaded.tokenizer
+    rows = load_preferences(settings, tokenizer, template)
     examples = tokenize_preferences(rows.train, tokenizer, template, settings)
     notes = [_read(rows.report.format, rows.report.num_rows, len(rows.train), "comparison")]
     notes += rows.losses()
@@ -151,7 +151,7 @@ def _single(loaded: "LoadedReward", file: str, format_name: str) -> AskedAnswers
         eval_fraction=0.0,
         on_bad_row=loaded.data.on_bad_row,
     )
-    rows = load_conversations(settings)
+    rows = load_conversations(settings, loaded.tokenizer)
     answers = [_answer(loaded, row) for row in rows.train]
     limit = min(loaded.data.max_length, loaded.tokenizer.model_max_length)
     kept = [answer for answer in answers if len(answer.input_ids) <= limit]

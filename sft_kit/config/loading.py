@@ -202,6 +202,7 @@ def load_config(cls: type[T], recipe: str) -> Config[T]:
     on_cpu = updates.get("train", {}).get("use_cpu") is True
     launch_checks.check_sharding(resolved.sections, on_cpu=on_cpu)
     settings = _build(cls, resolved, updates, display(yamls[-1]))
+    launch_checks.build_models_whole()
     devices.check_processes(getattr(getattr(settings, "train", None), "n_gpu", 1))
     threads = devices.use_all_cores()
     notes = [*resolved.notes, *([threads] if threads else [])]

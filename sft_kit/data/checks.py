@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from sft_kit.data.examples import flat_examples
 from sft_kit.data.inspection import check_labels, inspect_labels, name_places
 from sft_kit.data.rows import Example
 from sft_kit.data.templates import Template
@@ -52,10 +55,12 @@ def check_examples(
 
 
 def _unlearnt_answers(examples: Sequence[Example], template: Template) -> list[str]:
-    rows = [example.where for example in examples if example.num_unlearnt_answers]
+    flat = flat_examples(examples)
+    unlearnt = flat.fact("num_unlearnt_answers")
+    rows = [flat.place(int(index)) for index in np.flatnonzero(unlearnt)]
     if not rows:
         return []
-    total = sum(example.num_unlearnt_answers for example in examples)
+    total = int(unlearnt.sum())
     return [
         f"{len(rows):,} of {len(examples):,} rows have earlier answers that are read but not "
         f"learnt, {total:,} in all {name_places(rows)}: the chat template {template.name!r} writes "

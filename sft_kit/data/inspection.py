@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_kit.data.examples import flat_examples
 from sft_kit.data.rows import IGNORED, Example, Where
 from sft_kit.errors import DataError, Problem
 
@@ -98,19 +102,19 @@ class LabelReport:
 
 def inspect_labels(examples: Sequence[Example], stop_token_ids: tuple[int, ...]) -> LabelReport:
     """Count what the labels of a split teach; any of the stop tokens may end a completion."""
+    flat = flat_examples(examples)
+    num_supervised = flat.fact("num_supervised")
+
+    def places(chosen: NDArray[np.bool_]) -> tuple[Where, ...]:
+        return tuple(flat.place(int(index)) for index in np.flatnonzero(chosen))
+
     return LabelReport(
         stop_token_ids=stop_token_ids,
-        lengths=tuple(len(example.input_ids) for example in examples),
-        num_supervised=sum(
-            len(example.labels) - example.labels.count(IGNORED) for example in examples
-        ),
-        cut_rows=tuple(example.where for example in examples if example.was_cut),
-        unlabelled_rows=tuple(
-            example.where for example in examples if _last_label(example) is None
-        ),
-        no_stop_rows=tuple(
-            example.where for example in examples if _last_label(example) not in stop_token_ids
-        ),
+        lengths=tuple(flat.lengths.tolist()),
+        num_supervised=int(num_supervised.sum()),
+        cut_rows=places(flat.fact("was_cut") > 0),
+        unlabelled_rows=places(num_supervised == 0),
+        no_stop_rows=places(~np.isin(flat.fact("last_label"), stop_token_ids)),
     )
 
 

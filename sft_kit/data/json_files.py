@@ -4,6 +4,7 @@ The standard library parses; the walk from row to row is our own, because a pars
 knows neither the line of a good row nor anything about the rows behind a broken one.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from sft_kit.data.encodings import UTF8
 from sft_kit.data.rows import RawRow, Where
 from sft_kit.data.text_files import (
     MAX_ROW_CHARACTERS,
+    byte_blocks,
     byte_lines,
     decoded_text,
     encoding_problem,
@@ -27,7 +29,14 @@ from sft_kit.errors import DataError, Problem
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ROW_START = re.compile(r'\{\s*"((?:[^"\\]|\\.){0,100})"\s*:')
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
+_ROWS_IN_LIST = re.compile(rb"\s*\[\s*\{")
+_BOM = b"\xef\xbb\xbf"
+_HEAD_BYTES = 4096
 _NOWHERE = -1
+_WINDOW = 1 << 24
+"""Characters of a list that are in memory behind the row that is read, at least: more than the
+longest row may have."""
+_MAX_INDENT = 4096
 _PIECES = (1 << 12, 1 << 16, 1 << 20, 1 << 24)
 _FIX_JSON = "repair the row, or remove it"
 _MAX_TOO_DEEP = 100
@@ -129,17 +138,33 @@ def read_json_list(path: Path, name: str, encoding: str = UTF8) -> Iterator[RawR
         name: The file as the user named it.
         encoding: Python's name of the file's encoding.
     """
+    has_bom = read_bytes(path, 3) == _BOM
     # Bytes of another encoding become lone surrogates: they spoil their own row, and no other.
-    text = decoded_text(path, encoding)
-    has_bom = read_bytes(path, 3) == b"\xef\xbb\xbf"
-    yield from _walk_list(_Text(text, name, encoding, byte=3 if has_bom else 0))
+    pieces = _decoded_pieces(path) if encoding == UTF8 else iter([decoded_text(path, encoding)])
+    yield from _walk_list(_Text(pieces, name, encoding, byte=3 if has_bom else 0))
+
+
+def _decoded_pieces(path: Path) -> Iterator[str]:
+    """Decode a UTF-8 file piece by piece, without its byte order mark."""
+    decoder = codecs.getincrementaldecoder(UTF8)(errors="surrogateescape")
+    is_first = True
+    for block in byte_blocks(path):
+        text = decoder.decode(block.removeprefix(_BOM) if is_first else block)
+        is_first = False
+        if text:
+            yield text
+    yield decoder.decode(b"", final=True)
 
 
 @dataclass(slots=True)
 class _Text:
-    """Text of a file with a mark that only moves forward and knows its line and byte."""
+    """Text of a file with a mark that only moves forward and knows its line and byte.
 
-    text: str
+    As long as the rows are sound, `text` is a window that moves along with the mark; all places are
+    within it. What is broken is looked at with all the rest of the file.
+    """
+
+    pieces: Iterator[str]
     file: str
     encoding: str
     at: int = 0
@@ -149,6 +174,46 @@ class _Text:
     byte_at: int = 0
     row: int = 0
     row_line: int = 1
+    text: str = ""
+    num_left_of_line: int = 0
+    is_whole: bool = False
+
+    def advance(self, at: int) -> int:
+        """Have at least a window of text behind a place; returns where the place is now."""
+        if self.is_whole or len(self.text) - at >= _WINDOW:
+            return at
+        cut = self._drop_before(at)
+        kept = [self.text]
+        num_kept = len(self.text)
+        while num_kept < 2 * _WINDOW and (piece := next(self.pieces, None)) is not None:
+            kept.append(piece)
+            num_kept += len(piece)
+        self.is_whole = num_kept < 2 * _WINDOW
+        self.text = "".join(kept)
+        return at - cut
+
+    def read_rest(self) -> None:
+        """Have all the rest of the file as text."""
+        self.text = "".join([self.text, *self.pieces])
+        self.is_whole = True
+
+    def column(self, at: int) -> int:
+        """Number of characters before a place on its line; the mark is on that line."""
+        return at - self.line_start + self.num_left_of_line
+
+    def _drop_before(self, at: int) -> int:
+        """Forget text before a place, but not the beginning of its line unless it is far away."""
+        self.where(at)
+        is_far = at - self.line_start > _MAX_INDENT
+        cut = at if is_far else max(self.line_start - 1, 0)
+        if cut > self.byte_at:
+            self.byte_offset(cut)
+        if is_far:
+            self.num_left_of_line += 0
+        self.text = self.text[cut:]
+        self.at, self.byte_at = self.at - cut, self.byte_at - cut
+        self.line_start = max(self.line_start - cut, 0)
+        return cut
 
     def next_row(self, at: int) -> Where:
         """Count a row; its number tells it from others where it starts on the same line."""
@@ -160,7 +225,8 @@ class _Text:
 
     def where(self, at: int) -> Where:
         self.line += self.text.count("\n", self.at, at)
-        self.line_start = max(self.line_start, self.text.rfind("\n", self.at, at) + 1)
+        if (line_end := self.text.rfind("\n", self.at, at)) >= 0:
+            self.line_start, self.num_left_of_line = line_end + 1, 0
         self.at = at
         return Where(self.file, self.line)
 
@@ -172,21 +238,24 @@ class _Text:
 
 
 def _walk_list(source: _Text) -> Iterator[RawRow | Problem]:
-    text, keys = source.text, set[str]()
-    at = _skip_space(text, _skip_space(text, 0) + 1)
+    keys = set[str]()
+    source.advance(0)
+    at = _skip_space(source.text, _skip_space(source.text, 0) + 1)
     num_too_deep = 0
-    while at != _NOWHERE and text[at : at + 1] not in {"", "]"}:
+    while at != _NOWHERE and source.text[at : at + 1] not in {"", "]"}:
+        at = source.advance(at)
         where = source.next_row(at)
         try:
-            decoded = _decode_nearby(text, at)
+            decoded = _decode_row(source, at)
         except ValueError as error:
-            yield _broken(error, where, at - source.line_start)
+            yield _broken(error, where, source.column(at))
             num_too_deep += isinstance(error, TooDeepError)
             if num_too_deep > _MAX_TOO_DEEP:
                 found = f"found more than {_MAX_TOO_DEEP} rows that are nested too deeply"
                 raise DataError(f"{where}: {found} (this is no list of rows)") from error
             at = _next_row(source, at, keys)
             continue
+        text = source.text
         if start := _ROW_START.match(text, at):
             keys.add(start.group(1))
         after = _skip_space(text, decoded.end)
@@ -201,11 +270,34 @@ def _walk_list(source: _Text) -> Iterator[RawRow | Problem]:
         if found == "{":
             yield _at(source, at, "found no comma before this row", "put commas between the rows")
         elif found == ",":
-            at = _skip_space(text, after + 1)
-            if text[at : at + 1] == "]":
+            at = _after_comma(source, at)
+            if source.text[at : at + 1] == "]":
                 yield _at(source, after, "found a comma after the last row", "remove the comma")
     if at != _NOWHERE:
+        source.read_rest()
         yield from _end_of_list(source, at)
+
+
+def _decode_row(source: _Text, at: int) -> Decoded:
+    """Decode the row at `at`; with all the rest of the file where the window may be too short."""
+    if not source.is_whole:
+        try:
+            decoded = _decode_nearby(source.text, at)
+        except ValueError:
+            decoded = None
+        if decoded and _skip_space(source.text, decoded.end) < len(source.text):
+            return decoded
+        source.read_rest()
+    return _decode_nearby(source.text, at)
+
+
+def _after_comma(source: _Text, comma: int) -> int:
+    """Find what follows a comma; the end of the text only where the file ends there."""
+    at = _skip_space(source.text, comma + 1)
+    if at >= len(source.text) and not source.is_whole:
+        source.read_rest()
+        at = _skip_space(source.text, comma + 1)
+    return at
 
 
 def _checked_row(source: _Text, at: int, decoded: Decoded, where: Where) -> RawRow | Problem:
@@ -268,6 +360,7 @@ def _next_row(source: _Text, broken: int, keys: set[str]) -> int:
     but a key, behind a comma): nested objects are indented deeper. In a list on one line it is the
     next `{` with the first key of a row: nested objects have other keys.
     """
+    source.read_rest()
     text = source.text
     # No row is indented by more than a hundred characters: in a list on one line this keeps the
     # piece short.
@@ -310,6 +403,9 @@ def _end_of_run(text: str, at: int) -> int:
 
 def holds_list(path: Path, suffix: str, encoding: str = UTF8) -> bool:
     """Tell a JSON list from JSON Lines: it starts with [ (and ends with ] in a .jsonl file)."""
+    is_text_of_rows = _ROWS_IN_LIST.match(read_bytes(path, _HEAD_BYTES).removeprefix(_BOM))
+    if encoding == UTF8 and suffix != ".jsonl" and is_text_of_rows:
+        return True  # without reading its first line, which may be all of it
     first, more = _first_lines(path, encoding)
     if not first.startswith(b"["):
         return False

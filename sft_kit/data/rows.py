@@ -99,6 +99,28 @@ class ReadReport:
             "eval_fingerprint": self.eval_fingerprint,
         }
 
+    def notes(self, num_train: int, num_eval: int) -> list[str]:
+        """Say what was read, one sentence each: format, counts, and what was left out.
+
+        Args:
+            num_train: Rows to train on.
+            num_eval: Rows held out.
+        """
+        notes = [
+            f"data: format {self.format}, {self.num_rows:,} rows read, {num_train:,} to "
+            f"train on, {num_eval:,} held out"
+        ]
+        if self.num_bad_rows:
+            notes.append(f"data: {self.num_bad_rows:,} bad rows were skipped")
+        if self.num_duplicates:
+            notes.append(f"data: {self.num_duplicates:,} training rows repeat an earlier one")
+        if self.num_overlaps:
+            notes.append(
+                f"data: {self.num_overlaps:,} held-out rows also stand in the training file and "
+                "were left out of training"
+            )
+        return notes
+
 
 @dataclass(slots=True)
 class Splits:
@@ -110,21 +132,7 @@ class Splits:
 
     def notes(self) -> list[str]:
         """Say what was read, one sentence each: format, counts, and what was left out."""
-        report = self.report
-        notes = [
-            f"data: format {report.format}, {report.num_rows:,} rows read, {len(self.train):,} to "
-            f"train on, {len(self.eval):,} held out"
-        ]
-        if report.num_bad_rows:
-            notes.append(f"data: {report.num_bad_rows:,} bad rows were skipped")
-        if report.num_duplicates:
-            notes.append(f"data: {report.num_duplicates:,} training rows repeat an earlier one")
-        if report.num_overlaps:
-            notes.append(
-                f"data: {report.num_overlaps:,} held-out rows also stand in the training file and "
-                "were left out of training"
-            )
-        return notes
+        return self.report.notes(len(self.train), len(self.eval))
 
     def describe(self) -> dict[str, object]:
         """Counts and fingerprints, for the record of a run."""

@@ -86,11 +86,13 @@ class Source:
         rows: Rows as they are read.
         fingerprint: sha256 over the bytes, or what the Hub calls the data set's fingerprint.
         class_names: Column -> names of its classes by class id; data sets of the Hub know them.
+        num_bytes: Size of the files; None of a data set on the Hub.
     """
 
     rows: Iterator[RawRow | Problem]
     fingerprint: str
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    num_bytes: int | None = None
 
 
 def open_source(
@@ -121,9 +123,11 @@ def open_source(
             for file in files
             for row in _read_file(file, f"{path.rstrip('/')}/{file.name}", layout)
         )
-        return Source(rows, _fingerprint_of_folder(files))
+        num_bytes = sum(file.stat().st_size for file in files)
+        return Source(rows, _fingerprint_of_folder(files), num_bytes=num_bytes)
     if place.exists():
-        return Source(_read_file(place, path, layout), _fingerprint(place))
+        num_bytes = place.stat().st_size
+        return Source(_read_file(place, path, layout), _fingerprint(place), num_bytes=num_bytes)
     if _is_hub_id(path):
         return _stream_hub(path, split, revision) if streaming else _open_hub(path, split, revision)
     raise DataError(f"{path}: found no file or folder of this name (check the path)")

@@ -2,10 +2,16 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_kit.data.control_tokens import conversation_problems
 from sft_kit.data.formats import detect_format, understand
 from sft_kit.data.rows import Conversation, RawRow, ReadReport, Splits
 from sft_kit.data.sources import Source, open_source
@@ -13,23 +19,37 @@ from sft_kit.data.text_hash import feed_text
 from sft_kit.errors import FormatError, Problem
 from sft_kit.settings import DataSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Key = TypeVar("Key", bytes, int)
+
 NUM_ROWS_TO_DETECT = 100
 """Rows looked at to name the format."""
 
 
 @dataclass(slots=True)
-class _Read:
-    """All rows of one source."""
+class Reading:
+    """What is known of a source's rows, good and bad, while they are read.
+
+    Attributes:
+        format: Format used, named or detected.
+        num_rows: Rows read, the bad ones included.
+        num_bad_rows: Rows that can't be used.
+        problems: What is wrong with these.
+        unknown_roles: Role name as in the file -> number of rows that use it.
+    """
 
     format: str = ""
     num_rows: int = 0
-    conversations: list[Conversation] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
     num_bad_rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
     unknown_roles: dict[str, int] = field(default_factory=dict)
 
 
-def load_conversations(settings: DataSettings) -> Splits:
+def load_conversations(
+    settings: DataSettings, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> Splits:
     """Read the rows, report the bad ones all at once, and hold out rows for evaluation.
 
     Rows that are equal but for case and white space stay on one side of a split by fraction. Both
@@ -37,30 +57,52 @@ def load_conversations(settings: DataSettings) -> Splits:
 
     Args:
         settings: The `data` section.
+        tokenizer: Rows that spell one of its special tokens are bad; None leaves them in, and
+            `tokenize` refuses them.
 
     Raises:
         DataError: Nothing to read, or not readable.
         FormatError: The format can't be told, no row is good, or there are bad rows and
             `on_bad_row` is `stop`.
     """
-    source = open_source(settings.path, settings.split, settings.revision)
-    read = _read_source(source, settings.format, settings.num_rows)
-    held_out = _Read()
-    report = ReadReport(read.format, fingerprint=source.fingerprint)
-    if settings.eval_path:
-        eval_source = open_source(settings.eval_path, settings.split, settings.revision)
-        report.eval_fingerprint = eval_source.fingerprint
-        held_out = _read_source(eval_source, settings.format, None)
-    _refuse_bad_rows(settings.path, _together(read, held_out), settings.on_bad_row)
-    _refuse_bad_rows(settings.path, read, "skip")
-    _refuse_bad_rows(settings.eval_path or "", held_out, "skip")
-    _fill(report, _together(read, held_out))
-    if settings.eval_path:
-        return _with_overlap(read.conversations, held_out.conversations, report)
-    return _split(read.conversations, settings, report)
+    readings: list[Reading] = []
+    sides: list[list[Conversation]] = []
+    sources = open_sources(settings)
+    for source in sources:
+        num_rows = None if readings else settings.num_rows
+        readings.append(Reading())
+        rows = read_conversations(source, settings.format, num_rows, tokenizer, readings[-1])
+        sides.append(list(rows))
+    report = report_of(sources, readings, settings)
+    keys = [np.array([row_key(row) for row in rows], np.uint64) for rows in sides]
+    train, held_out = choose_sides(keys, settings, report)
+    held_out_rows = [sides[-1][index] for index in held_out.numbers]
+    report.overlaps = [held_out_rows[index].where for index in held_out.overlaps]
+    return Splits([sides[0][index] for index in train], held_out_rows, report)
 
 
-def _read_source(source: Source, format_name: str, num_rows: int | None) -> _Read:
+def open_sources(settings: DataSettings) -> list[Source]:
+    """Open `path` and, where it is set, `eval_path`."""
+    paths = [settings.path, *([settings.eval_path] if settings.eval_path else [])]
+    return [open_source(path, settings.split, settings.revision) for path in paths]
+
+
+def read_conversations(
+    source: Source,
+    format_name: str,
+    num_rows: int | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    reading: Reading,
+) -> Iterator[Conversation]:
+    """Yield the good rows of a source as they are read.
+
+    Args:
+        source: The rows.
+        format_name: A name of a format, or "auto".
+        num_rows: Only so many first rows.
+        tokenizer: Rows that spell one of its special tokens are bad.
+        reading: Takes up counts and problems.
+    """
     rows = islice(source.rows, num_rows)
     seen: list[RawRow | Problem] = []
     if format_name == "auto":
@@ -68,22 +110,24 @@ def _read_source(source: Source, format_name: str, num_rows: int | None) -> _Rea
         samples = [row for row in seen if isinstance(row, RawRow)]
         # Without a single readable row any format will do: only problems are left to tell.
         format_name = detect_format(samples) if samples else "text"
-    read = _Read(format_name)
+    reading.format = format_name
     for row in chain(_consumed(seen), rows):
-        read.num_rows += 1
+        reading.num_rows += 1
         if isinstance(row, Problem):
-            read.problems.append(row)
-            read.num_bad_rows += 1
+            reading.problems.append(row)
+            reading.num_bad_rows += 1
             continue
         understood = understand(row, format_name)
-        read.problems += understood.problems
+        problems = list(understood.problems)
         for role in understood.unknown_roles:
-            read.unknown_roles[role] = read.unknown_roles.get(role, 0) + 1
-        if understood.conversation:
-            read.conversations.append(understood.conversation)
+            reading.unknown_roles[role] = reading.unknown_roles.get(role, 0) + 1
+        if understood.conversation and tokenizer is not None:
+            problems += conversation_problems(understood.conversation, tokenizer)
+        reading.problems += problems
+        if understood.conversation and not problems:
+            yield understood.conversation
         else:
-            read.num_bad_rows += 1
-    return read
+            reading.num_bad_rows += 1
 
 
 def _first_rows(rows: Iterator[RawRow | Problem]) -> list[RawRow | Problem]:
@@ -101,35 +145,51 @@ def _consumed(rows: list[RawRow | Problem]) -> Iterator[RawRow | Problem]:
         yield rows.pop()
 
 
-def _together(first: _Read, second: _Read) -> _Read:
-    roles = {**first.unknown_roles}
-    for role, count in second.unknown_roles.items():
-        roles[role] = roles.get(role, 0) + count
-    return _Read(
-        first.format,
-        first.num_rows + second.num_rows,
-        [*first.conversations, *second.conversations],
-        [*first.problems, *second.problems],
-        first.num_bad_rows + second.num_bad_rows,
-        roles,
+def report_of(
+    sources: Sequence[Source], readings: Sequence[Reading], settings: DataSettings
+) -> ReadReport:
+    """Sum up what was read, after the last row.
+
+    Raises:
+        FormatError: No row is good, or there are bad rows and `on_bad_row` is `stop`.
+    """
+    together = _together(readings)
+    _refuse_bad_rows(settings.path, together, settings.on_bad_row)
+    for path, reading in zip((settings.path, settings.eval_path), readings, strict=False):
+        _refuse_bad_rows(path or "", reading, "skip")
+    return ReadReport(
+        together.format,
+        together.num_rows,
+        together.problems,
+        together.num_bad_rows,
+        together.unknown_roles,
+        fingerprint=sources[0].fingerprint,
+        eval_fingerprint=sources[1].fingerprint if len(sources) > 1 else "",
     )
 
 
-def _refuse_bad_rows(path: str, read: _Read, on_bad_row: str) -> None:
-    if not read.problems or (on_bad_row == "skip" and read.conversations):
+def _together(readings: Sequence[Reading]) -> Reading:
+    roles: Counter[str] = Counter()
+    for reading in readings:
+        roles.update(reading.unknown_roles)
+    return Reading(
+        readings[0].format,
+        sum(reading.num_rows for reading in readings),
+        sum(reading.num_bad_rows for reading in readings),
+        [problem for reading in readings for problem in reading.problems],
+        dict(roles),
+    )
+
+
+def _refuse_bad_rows(path: str, reading: Reading, on_bad_row: str) -> None:
+    has_good = reading.num_rows > reading.num_bad_rows
+    if not reading.problems or (on_bad_row == "skip" and has_good):
         return
-    counted = f"{read.num_bad_rows} of {read.num_rows} rows can't be used"
+    counted = f"{reading.num_bad_rows} of {reading.num_rows} rows can't be used"
     advice = "repair them, or leave them out with data.on_bad_row=skip"
-    if not read.conversations:
-        counted, advice = f"none of the {read.num_rows} rows can be used", "repair them"
-    raise FormatError(f"{path}: {counted} ({advice}):", read.problems)
-
-
-def _fill(report: ReadReport, read: _Read) -> None:
-    report.num_rows = read.num_rows
-    report.bad_rows = read.problems
-    report.num_bad_rows = read.num_bad_rows
-    report.unknown_roles = read.unknown_roles
+    if not has_good:
+        counted, advice = f"none of the {reading.num_rows} rows can be used", "repair them"
+    raise FormatError(f"{path}: {counted} ({advice}):", reading.problems)
 
 
 def normalised_hash(conversation: Conversation) -> bytes:
@@ -144,53 +204,75 @@ def normalised_hash(conversation: Conversation) -> bytes:
     return digest.digest()
 
 
-def _with_overlap(
-    train: list[Conversation], held_out: list[Conversation], report: ReadReport
-) -> Splits:
-    train_hashes = [normalised_hash(conversation) for conversation in train]
-    known = set(train_hashes)
-    report.num_duplicates = len(train_hashes) - len(known)
-    report.overlaps = [
-        conversation.where for conversation in held_out if normalised_hash(conversation) in known
-    ]
-    report.num_overlaps = len(report.overlaps)
-    held_out_hashes = {normalised_hash(conversation) for conversation in held_out}
-    kept = [
-        conversation
-        for conversation, digest in zip(train, train_hashes, strict=True)
-        if digest not in held_out_hashes
-    ]
-    return Splits(kept, held_out, report)
+def row_key(conversation: Conversation) -> int:
+    """The first eight bytes of `normalised_hash`, to compare millions of rows by."""
+    return int.from_bytes(normalised_hash(conversation)[:8], "big")
 
 
-def _split(rows: list[Conversation], settings: DataSettings, report: ReadReport) -> Splits:
-    hashes = [normalised_hash(row) for row in rows]
-    sizes: dict[bytes, int] = {}
-    for key in hashes:
-        sizes[key] = sizes.get(key, 0) + 1
-    held_out = held_out_groups(sizes, settings.eval_fraction, settings.split_seed)
-    train = [row for row, key in zip(rows, hashes, strict=True) if key not in held_out]
-    evaluation = [row for row, key in zip(rows, hashes, strict=True) if key in held_out]
-    report.num_duplicates = len(train) - (len(sizes) - len(held_out))
-    return Splits(train, evaluation, report)
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows for evaluation.
+
+    Attributes:
+        numbers: Of the rows, among those of `eval_path` or else of `path`.
+        overlaps: Places in `numbers` of rows that stand in `path` too.
+    """
+
+    numbers: NDArray[np.int64]
+    overlaps: NDArray[np.int64]
 
 
-def held_out_groups(sizes: dict[bytes, int], fraction: float, seed: int) -> set[bytes]:
+def choose_sides(
+    keys: Sequence[NDArray[np.uint64]], settings: DataSettings, report: ReadReport
+) -> tuple[NDArray[np.int64], HeldOut]:
+    """Decide which rows are trained on and which are held out; both keep their order.
+
+    Args:
+        keys: `row_key` of the rows of `path` and, where it is set, of `eval_path`.
+        settings: `eval_fraction` and `split_seed`.
+        report: Takes up how many rows are equal.
+
+    Returns:
+        Numbers of the rows of `path` to train on, and the rows to hold out.
+    """
+    if len(keys) > 1:
+        train, held_out = keys
+        report.num_duplicates = len(train) - len(np.unique(train))
+        overlaps = np.flatnonzero(np.isin(held_out, train))
+        report.num_overlaps = len(overlaps)
+        kept = np.flatnonzero(~np.isin(train, held_out))
+        return kept, HeldOut(np.arange(len(held_out)), overlaps)
+    _, first, groups, sizes = np.unique(
+        keys[0], return_index=True, return_inverse=True, return_counts=True
+    )
+    in_order = np.argsort(first)  # as they stand in the file
+    drawn = held_out_groups(
+        dict(enumerate(sizes[in_order].tolist())), settings.eval_fraction, settings.split_seed
+    )
+    is_drawn = np.zeros(len(sizes), np.bool_)
+    is_drawn[in_order[list(drawn)]] = True
+    is_held_out = is_drawn[groups]
+    report.num_duplicates = int((~is_held_out).sum() - (~is_drawn).sum())
+    nothing = np.zeros(0, np.int64)
+    return np.flatnonzero(~is_held_out), HeldOut(np.flatnonzero(is_held_out), nothing)
+
+
+def held_out_groups(sizes: dict[Key, int], fraction: float, seed: int) -> set[Key]:
     """Draw groups of equal rows until the fraction is reached; never none of two, never all.
 
     Args:
-        sizes: Hash -> number of rows that have it, in the order of the file.
+        sizes: Group -> number of its rows, in the order of the file.
         fraction: Share of the rows to hold out.
         seed: Seed of the draw.
 
     Returns:
-        Hashes whose rows are held out.
+        Groups whose rows are held out.
     """
     if fraction == 0 or len(sizes) < 2:
         return set()
-    groups: Sequence[bytes] = random.Random(seed).sample(list(sizes), k=len(sizes))
+    groups: Sequence[Key] = random.Random(seed).sample(list(sizes), k=len(sizes))
     room = max(1, round(fraction * sum(sizes.values())))
-    chosen: set[bytes] = set()
+    chosen: set[Key] = set()
     for group in groups[:-1]:
         if sizes[group] <= room:
             chosen.add(group)

@@ -10,6 +10,8 @@ from sft_kit.errors import DataError, Problem
 MAX_ROW_CHARACTERS = 10 * 2**20
 """Longer rows are reported: they are nearly always two files glued together or a missing quote."""
 
+_BLOCK_BYTES = 1 << 23
+
 CONVERT = "convert the file: iconv -f gbk -t utf-8 OLD > NEW (latin1 for Western European text)"
 
 
@@ -22,6 +24,20 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
     try:
         with path.open("rb") as handle:
             return handle.read(limit)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def byte_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file, some megabytes at a time.
+
+    Raises:
+        DataError: The file can't be opened or read.
+    """
+    try:
+        with path.open("rb") as handle:
+            while block := handle.read(_BLOCK_BYTES):
+                yield block
     except OSError as error:
         raise _unreadable(path, error) from error
 

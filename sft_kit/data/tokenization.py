@@ -7,10 +7,27 @@ and a mask by id would hide every stop from the loss.
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_kit.data.control_tokens import conversation_problems
+from sft_kit.data.examples import (
+    ROW,
+    TOKEN,
+    Examples,
+    ExampleWriter,
+    batched,
+    flat_examples,
+    from_buffers,
+    in_memory,
+    place_names,
+)
+from sft_kit.data.plain_templates import chat_renderer
 from sft_kit.data.rows import IGNORED, Conversation, Example
 from sft_kit.data.segments import Segment, encode_segments, leading_special_tokens
-from sft_kit.data.templates import Template, render_segments, spelled_special_tokens
+from sft_kit.data.templates import Template
 from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import DataSettings
 
@@ -20,13 +37,16 @@ if TYPE_CHECKING:
 
 LossOn = Literal["completion", "all"]
 
+ROWS_AT_ONCE = 1024
+"""Rows encoded in one call: enough for all cores, and few beside a large file."""
+
 
 def tokenize(
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
     tokenizer: "PreTrainedTokenizerBase",
     template: Template,
     settings: DataSettings,
-) -> list[Example]:
+) -> Examples:
     """Render, encode, label and cut conversations.
 
     Args:
@@ -39,24 +59,47 @@ def tokenize(
         One example per conversation, in order, also those without a supervised token left.
 
     Raises:
-        DataError: A row spells one of the tokenizer's special tokens in its text.
-        TemplateError: The template can't render a row.
+        DataError: A row spells one of the tokenizer's special tokens in its text, or the template
+            can't render it.
     """
-    rows, ids = _encode_all(conversations, tokenizer, template)
+    parts = in_memory()
+    writer = ExampleWriter(parts)
+    problems: list[Problem] = []
+    for rows in batched(conversations, ROWS_AT_ONCE):
+        try:
+            write_examples(writer, rows, tokenizer, template, settings)
+        except DataError as error:
+            problems += error.problems
+    refuse_unrenderable(problems)
+    return from_buffers(parts, writer.files)
+
+
+def write_examples(
+    writer: ExampleWriter,
+    conversations: Sequence[Conversation],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template,
+    settings: DataSettings,
+) -> None:
+    """Tokenize some conversations and append them; the other arguments are those of `tokenize`.
+
+    Raises:
+        DataError: One of them can't be rendered; none is appended then.
+    """
+    rows, segment_ids = _encode_all(conversations, tokenizer, template)
     max_length = min(settings.max_length, tokenizer.model_max_length)
-    examples: list[Example] = []
-    for conversation, row, row_ids in zip(conversations, rows, ids, strict=True):
-        input_ids, labels = _label(row, row_ids, settings.loss_on)
-        examples.append(
-            Example(
-                input_ids=input_ids[:max_length],
-                labels=labels[:max_length],
-                was_cut=len(input_ids) > max_length,
-                where=conversation.where,
-                num_unlearnt_answers=_count_unlearnt(conversation, row, settings.loss_on),
-            )
-        )
-    return examples
+    ids, labels, facts = _lay_out(rows, segment_ids, settings.loss_on, max_length)
+    facts["num_unlearnt_answers"] = [
+        _count_unlearnt(conversation, row, settings.loss_on)
+        for conversation, row in zip(conversations, rows, strict=True)
+    ]
+    writer.add(ids, labels, facts, [conversation.where for conversation in conversations])
+
+
+def refuse_unrenderable(problems: Sequence[Problem]) -> None:
+    """Raise a `DataError` where there are rows that can't be rendered."""
+    if problems:
+        raise DataError("these rows can't be rendered as training text:", problems)
 
 
 def encode_conversation(
@@ -74,22 +117,33 @@ def encode_conversation(
     return _label(row, row_ids, loss_on)
 
 
-def to_dataset(examples: Iterable[Example]) -> "Dataset":
+def to_dataset(examples: Sequence[Example]) -> "Dataset":
     """Make the data set a trainer takes, without the rows that teach nothing.
+
+    Nothing is copied but the names of places: tokens stay where they are, in memory or on the disk.
 
     Returns:
         Columns `input_ids`, `labels` and, for messages only, `where` in which file a row stood.
     """
+    import pyarrow as pa
     from datasets import Dataset
 
-    kept = [example for example in examples if any(label != IGNORED for label in example.labels)]
-    return Dataset.from_dict(
+    flat = flat_examples(examples)
+    starts = pa.array(np.append(flat.rows["start"], len(flat.ids)).astype(np.int64))
+    places = pa.chunked_array(
+        [pa.array(names, pa.string()) for names in batched(place_names(flat), ROWS_AT_ONCE)],
+        pa.string(),
+    )
+    table = pa.table(
         {
-            "input_ids": [example.input_ids for example in kept],
-            "labels": [example.labels for example in kept],
-            "where": [str(example.where) for example in kept],
+            "input_ids": pa.LargeListArray.from_arrays(starts, pa.array(flat.ids)),
+            "labels": pa.LargeListArray.from_arrays(starts, pa.array(flat.labels)),
+            "where": places,
         }
     )
+    kept = flat.chosen[flat.fact("num_supervised") > 0]
+    rows = Dataset(table, fingerprint=uuid4().hex)  # upstream would read every token for one
+    return rows if len(kept) == len(table) else rows.select(kept)
 
 
 def _encode_all(
@@ -118,33 +172,51 @@ def _render_all(
 ) -> list[list[Segment]]:
     rows: list[list[Segment]] = []
     problems: list[Problem] = []
+    render = chat_renderer(tokenizer, template)
     for conversation in conversations:
-        problems.extend(_special_token_problems(conversation, tokenizer))
+        problems.extend(conversation_problems(conversation, tokenizer))
         try:
             if conversation.text is None:
-                rows.append(render_segments(tokenizer, template, conversation.messages))
+                rows.append(render(conversation.messages))
             else:
                 text = conversation.text + template.stop_token
                 rows.append([Segment(text, is_completion=True)])
         except TemplateError as error:
             problems.append(Problem(str(conversation.where), "messages", error.summary))
-    if problems:
-        raise DataError("these rows can't be rendered as training text:", problems)
+    refuse_unrenderable(problems)
     return rows
 
 
-def _special_token_problems(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterable[Problem]:
-    """Find text that the tokenizer would read as a control token, such as a stop in mid-answer."""
-    texts = [message["content"] for message in conversation.messages] + [conversation.text or ""]
-    for token in spelled_special_tokens(tokenizer, texts):
-        yield Problem(
-            str(conversation.where),
-            "content",
-            f"spells the special token {token!r}, which the model reads as a control token",
-            "remove or rewrite it in the row",
-        )
+def _lay_out(
+    rows: Sequence[Sequence[Segment]],
+    segment_ids: Sequence[Sequence[list[int]]],
+    loss_on: LossOn,
+    max_length: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.void]]:
+    """Join, label and cut rows as `_label` does one, all of them at once. T tokens, R rows.
+
+    Returns:
+        (T,) token ids, (T,) labels, and (R,) what is known of the rows.
+    """
+    sizes = [len(ids) for row in segment_ids for ids in row]
+    learnt = [loss_on == "all" or segment.is_completion for row in rows for segment in row]
+    lengths = np.array([sum(map(len, row)) for row in segment_ids], np.int64)
+    flat = chain.from_iterable(chain.from_iterable(segment_ids))
+    ids = np.fromiter(flat, TOKEN, int(lengths.sum()))
+    places = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    is_learnt = np.repeat(np.array(learnt, np.bool_), sizes) & (places > 0)
+    kept = places < max_length
+    ids, labels = ids[kept], np.where(is_learnt, ids, IGNORED)[kept].astype(TOKEN)
+    facts = np.zeros(len(rows), ROW)
+    facts["end"] = np.cumsum(np.minimum(lengths, max_length))
+    facts["start"][1:] = facts["end"][:-1]
+    facts["was_cut"] = lengths >= max_length
+    supervised = np.flatnonzero(labels != IGNORED)
+    first, last = np.searchsorted(supervised, (facts["start"], facts["end"]))
+    facts["num_supervised"] = last - first
+    facts["last_label"] = IGNORED
+    facts["last_label"][last > first] = labels[supervised[last[last > first] - 1]]
+    return ids, labels, facts
 
 
 def _label(

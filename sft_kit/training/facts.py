@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 from transformers import Trainer
 
+from sft_kit.data.examples import Examples
 from sft_kit.models.adapters import count_parameters
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def _epochs(trainer: Trainer, batch: int, mean_tokens: float) -> dict[str, objec
 def _mean_tokens(examples: Sized) -> float:
     """Average the tokens of rows; of rows that are made when asked for, over an even sample."""
     count = len(examples)
+    if isinstance(examples, Examples):
+        return float(examples.lengths.sum()) / max(1, count)
     if isinstance(examples, Sequence):
         return sum(map(_num_tokens, examples)) / max(1, count)
     measured = min(count, _MAX_MEASURED)

@@ -4,6 +4,7 @@ A gradient has to be looked at before it is clipped: clipping divides by the nor
 every gradient NaN where one is.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -53,16 +54,27 @@ class StepRecord:
     longest_row: int = 0
     norm: torch.Tensor | None = None
 
-    def finding(self, model: nn.Module, dataset: object) -> Finding | None:
-        """Look for what is not a number, once all gradients of the step are there."""
+    def finding(
+        self, model: nn.Module, dataset: object, engine_norm: float | None = None
+    ) -> Finding | None:
+        """Look for what is not a number, once all gradients of the step are there.
+
+        Args:
+            model: After its backward passes.
+            dataset: Of the rows.
+            engine_norm: Norm of all gradients, where DeepSpeed has used them up for its update.
+        """
         bad = nonfinite_losses(self.losses)
-        self.norm = gradient_norm(model)
-        gradient = nonfinite_gradient(model, self.norm)
+        if engine_norm is None:
+            self.norm = gradient_norm(model)
+            gradient = nonfinite_gradient(model, self.norm)
+        else:
+            gradient = None if math.isfinite(engine_norm) else "some parameter"
         if not bad and gradient is None:
             return None
         blamed = [self.rows[index] for index in bad if index < len(self.rows)] or self.rows
         numbers = [int(number) for rows in blamed for number in rows]
-        parameter = nonfinite_parameter(model)
+        parameter = nonfinite_parameter(model) if engine_norm is None else None
         if parameter is not None:
             what = f"{parameter} was not finite before the step"
         elif bad:
@@ -85,14 +97,18 @@ def gathered_findings(found: Finding | None) -> list[Finding]:
 def check_numbers(record: StepRecord, trainer: Trainer) -> None:
     """Check losses and gradients of a step whose micro-batches were all gone through.
 
+    DeepSpeed makes its update within the last backward pass: it is stopped before it is saved.
+
     Raises:
         NonFiniteError: In every process, where one has found something.
     """
     model = cast("nn.Module", trainer.model)  # never the wrapped one
-    findings = gathered_findings(record.finding(model, trainer.train_dataset))
+    engine = getattr(trainer.accelerator, "deepspeed_engine_wrapped", None)
+    norm = None if engine is None else float(engine.get_global_grad_norm())
+    findings = gathered_findings(record.finding(model, trainer.train_dataset, norm))
     if findings:
         step, folder = trainer.state.global_step + 1, str(trainer.args.output_dir)
-        raise nonfinite_error(step, findings, folder)
+        raise nonfinite_error(step, findings, folder, is_updated=engine is not None)
 
 
 def gradient_norm(model: nn.Module) -> torch.Tensor | None:
@@ -126,21 +142,25 @@ def nonfinite_losses(losses: Sequence[torch.Tensor]) -> list[int]:
     return [index for index, is_finite in enumerate(flags.tolist()) if not is_finite]
 
 
-def nonfinite_error(step: int, findings: Sequence[Finding], folder: str) -> NonFiniteError:
+def nonfinite_error(
+    step: int, findings: Sequence[Finding], folder: str, *, is_updated: bool = False
+) -> NonFiniteError:
     """Say what was found at a step, in which rows, and what to do.
 
     Args:
-        step: From 1; its update was not made.
+        step: From 1.
         findings: Of every process that has one.
         folder: Of the run.
+        is_updated: The step's update was made, by DeepSpeed; else the weights are as before.
     """
     rows = [row for finding in findings for row in finding.rows]
     shown = ", ".join(rows[:_MAX_ROWS])
     if len(rows) > _MAX_ROWS:
         shown += f" and {len(rows) - _MAX_ROWS} more"
     came_from = f" It came from these rows of the training data: {shown}." if rows else ""
+    done = "were not saved any more" if is_updated else "were left as they were"
     return NonFiniteError(
-        f"step {step}: {findings[0].what}, so the weights were left as they were.{came_from} "
+        f"step {step}: {findings[0].what}, so the weights {done}.{came_from} "
         "Look at the rows, lower train.learning_rate or raise train.warmup_steps, and start anew; "
         f"checkpoints in {folder} are from before, and --resume goes on from the last one"
     )

@@ -53,10 +53,12 @@ def take_row_numbers(batch: Batch) -> torch.Tensor | None:
 
 def name_rows(dataset: object, numbers: Iterable[int]) -> list[str]:
     """Name rows by number, and by file and line where the data set knows them."""
-    rows = cast("Sequence[Mapping[str, object]]", dataset)
-    if "where" not in getattr(dataset, "column_names", ()):
-        return [f"row {number}" for number in numbers]
-    return [f"row {number} ({rows[number]['where']})" for number in numbers]
+    place_of = getattr(dataset, "place", None)
+    if "where" in getattr(dataset, "column_names", ()):
+        rows = cast("Sequence[Mapping[str, object]]", dataset)
+        place_of = lambda number: rows[number]["where"]  # noqa: E731
+    places = ((number, place_of(number) if place_of else "") for number in numbers)
+    return [f"row {number} ({place})" if place else f"row {number}" for number, place in places]
 
 
 class _NumberedRows(Dataset[dict[str, Any]]):

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sft_kit.errors import TrainingError
+from sft_kit.launch_checks import build_models_whole
 
 _ZERO_WITH_PARAMETERS = 3
 
@@ -24,6 +25,12 @@ def spreads_weights(accelerator: Accelerator) -> bool:
     if zero is not None:
         return bool(zero.zero_stage == _ZERO_WITH_PARAMETERS)
     return getattr(state, "fsdp_plugin", None) is not None
+
+
+def needs_optimizer(accelerator: Accelerator) -> bool:
+    """Whether a model is prepared only together with an optimizer: FSDP, or any stage of ZeRO."""
+    has_zero = getattr(accelerator.state, "deepspeed_plugin", None) is not None
+    return has_zero or spreads_weights(accelerator)
 
 
 def choose_layers(accelerator: Accelerator, model: nn.Module) -> None:
@@ -74,6 +81,7 @@ def give_weights_back(accelerator: Accelerator, trained: nn.Module, model: nn.Mo
         TrainingError: The gathered weights are not those of the model.
     """
     weights = cast("dict[str, torch.Tensor]", accelerator.get_state_dict(trained))
+    build_models_whole()  # the Trainer has made transformers spread them
     if not accelerator.is_main_process:
         return
     found = model.load_state_dict(weights, strict=False, assign=True)

@@ -4,7 +4,12 @@ import pytest
 
 from sft_kit import devices
 from sft_kit.errors import LaunchError
-from sft_kit.launch_checks import check_own_loop, check_sharding, check_tasks
+from sft_kit.launch_checks import (
+    build_models_whole,
+    check_own_loop,
+    check_sharding,
+    check_tasks,
+)
 
 WHOLE = {"model": {"quantization": "none"}, "train": {"fsdp": None}}
 FSDP = {
@@ -120,3 +125,25 @@ def test_processes_that_machines_can_not_share_evenly_are_named(monkeypatch: pyt
     with pytest.raises(LaunchError, match="asked for 3 processes and started 2") as caught:
         devices.check_launch(words.split())
     assert "a multiple of --num_machines" in str(caught.value)
+
+
+class _ThirdStage:
+    """Settings of DeepSpeed as transformers keeps them."""
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def test_a_launch_with_zero_loads_whole_models(monkeypatch: pytest.MonkeyPatch):
+    from transformers.integrations import deepspeed
+
+    settings = _ThirdStage()
+    deepspeed.set_hf_deepspeed_config(settings)
+    try:
+        build_models_whole()
+        assert deepspeed.is_deepspeed_zero3_enabled()  # somebody else's, without such a launch
+        launched(monkeypatch, ZERO3)
+        build_models_whole()
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

@@ -29,6 +29,9 @@ class Rows(Protocol):
             seed: Decides what is drawn, such as the second part of a pair.
         """
 
+    def place(self, index: int) -> str:
+        """Say where a row's tokens stood in the data; empty where it is not known."""
+
 
 class CorruptedRows:
     """Rows as a map-style data set; each comes out anew in each epoch.
@@ -58,6 +61,10 @@ class CorruptedRows:
             raise IndexError(index)
         seed = row_seed(self.seed, 0 if self.fixed else self.epoch, index)
         return self.corrupt(self.rows.row(index, pairing_seed(seed)), seed)
+
+    def place(self, index: int) -> str:
+        """Say where a row's tokens stood in the data; empty where it is not known."""
+        return self.rows.place(index)
 
 
 def pairing_seed(seed: int) -> int:

@@ -12,6 +12,7 @@ from sft_kit.data.corpus.report import Text
 from sft_kit.data.corpus.rows import Flags
 from sft_kit.data.corpus.sentences import sentence_starts, starts_between
 from sft_kit.data.corpus.words import word_starts
+from sft_kit.data.rows import Where
 from sft_kit.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Stream:
         words: (N,) True where a word begins; None where not asked.
         num_spelled: Texts (or parts of long ones) that spell a special token which the tokenizer
             can't read as plain text; the part that `tail` gives has none, for they are counted.
+        places: (K,) where each text stood; empty where not known.
     """
 
     ids: NDArray[np.int32]
@@ -43,6 +45,21 @@ class Stream:
     sentences: Flags | None = None
     words: Flags | None = None
     num_spelled: int = 0
+    places: Sequence[Where] = ()
+
+    def place(self, first: int, last: int) -> str:
+        """Say where tokens stood: their text, or the first and the last of several.
+
+        Args:
+            first: Of the tokens.
+            last: The one behind them.
+        """
+        if not self.places:
+            return ""
+        inside = (first, max(first, last - 1))
+        begin, end = np.searchsorted(self.starts, inside, side="right").tolist()
+        begun, ended = (self.places[min(index, len(self.places)) - 1] for index in (begin, end))
+        return str(begun) if begun == ended else f"{begun} to {ended}"
 
     def tail(self, place: int) -> "Stream":
         """The part from a token on; a text that began before it begins with it."""
@@ -53,7 +70,7 @@ class Stream:
         for flags in (sentences, words):
             if flags is not None and len(flags):
                 flags[0] = True
-        return Stream(self.ids[place:].copy(), starts, sentences, words)
+        return Stream(self.ids[place:].copy(), starts, sentences, words, places=self.places[first:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +157,7 @@ def join(streams: Sequence[Stream], marks: Marks) -> Stream:
         np.concatenate([np.zeros(0, np.bool_), *sentences]) if marks.sentences else None,
         np.concatenate([np.zeros(0, np.bool_), *words]) if marks.words else None,
         sum(stream.num_spelled for stream in streams),
+        [place for stream in streams for place in stream.places],
     )
 
 
@@ -187,6 +205,7 @@ def _encode_chunk(
     num_spelled = 0
     ids: list[int] = []
     starts: list[int] = []
+    places: list[Where] = []
     sentences: list[Flags] = []
     words: list[Flags] = []
     for index, piece in enumerate(pieces):
@@ -198,6 +217,7 @@ def _encode_chunk(
         after = marks.after if piece.is_last else ()
         if piece.is_first:
             starts.append(len(ids))
+            places.append(piece.text.where)
         ids += (*before, *own, *after)
         if marks.sentences:
             flags = _framed(_sentence_flags(piece.text, encoded, index), before, after, False)
@@ -213,6 +233,7 @@ def _encode_chunk(
         np.concatenate([np.zeros(0, np.bool_), *sentences]) if marks.sentences else None,
         np.concatenate([np.zeros(0, np.bool_), *words]) if marks.words else None,
         num_spelled,
+        places,
     )
 
 

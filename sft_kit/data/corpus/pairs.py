@@ -104,6 +104,11 @@ class SentencePairs:
             second = self._from_another(run, first[1] - first[0], generator)
         return self._row(self._shorten(first, second, generator), label)
 
+    def place(self, index: int) -> str:
+        """Say where a row's run of sentences stood in the data; empty where it is not known."""
+        run = self.runs[index]
+        return self.stream.place(int(self.edges[run.first]), int(self.edges[run.last]))
+
     def _cut_into_runs(self, num_documents: int | None) -> list[_Run]:
         edges = self.edges.tolist()
         runs: list[_Run] = []

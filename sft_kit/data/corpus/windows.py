@@ -58,6 +58,11 @@ class TokenizedTexts:
             sentences = np.cumsum(begins)
         return Row(ids, self.is_special[ids], words, sentences, documents)
 
+    def place(self, index: int) -> str:
+        """Say where a row's tokens stood in the data; empty where it is not known."""
+        first, last = self.bounds[index].tolist()
+        return self.stream.place(first, last)
+
     def _documents(self, first: int, last: int, inner: slice, size: int) -> Ids:
         starts = self.stream.starts
         begin, end = np.searchsorted(starts, (first + 1, last))

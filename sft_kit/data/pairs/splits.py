@@ -2,18 +2,25 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sft_kit.data.corpus.reading import refuse_checkpoint
 from sft_kit.data.pairs.reading import ReadPairs, read_pairs
 from sft_kit.data.pairs.rows import Pair, PairReport, PairSplits
+from sft_kit.data.pairs.tokenization import spelled_pairs
 from sft_kit.data.preference.reading import hold_out, refuse_bad_rows
 from sft_kit.data.sources import open_source
 from sft_kit.data.text_hash import feed_text
 from sft_kit.errors import DataError, FormatError
 from sft_kit.settings import PairDataSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_pairs(settings: PairDataSettings) -> PairSplits:
+
+def load_pairs(
+    settings: PairDataSettings, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> PairSplits:
     """Read pairs, report the bad rows all at once, and hold out sources.
 
     Sources that are equal but for case and white space stay on one side, whatever their targets.
@@ -21,6 +28,8 @@ def load_pairs(settings: PairDataSettings) -> PairSplits:
 
     Args:
         settings: The `data` section.
+        tokenizer: Rows that it would read a special token in are bad; None leaves them in, and
+            `tokenize_pairs` refuses them.
 
     Raises:
         DataError: Nothing to read, not readable, or nothing that can be held out.
@@ -38,9 +47,24 @@ def load_pairs(settings: PairDataSettings) -> PairSplits:
         report.eval_fingerprint = eval_source.fingerprint
         every.append(read_pairs(eval_source, settings, None))
         held_out = every[1].pairs
+    if tokenizer is not None:
+        for one in every:
+            _leave_out_spelled(one, tokenizer, settings)
     refuse_bad_rows(settings.path, [one.reading for one in every], settings.on_bad_row)
     _fill(report, every)
     return _split(read.pairs, held_out, settings, report)
+
+
+def _leave_out_spelled(
+    read: ReadPairs, tokenizer: "PreTrainedTokenizerBase", settings: PairDataSettings
+) -> None:
+    """Count pairs that spell a special token among the bad rows."""
+    problems = spelled_pairs(read.pairs, tokenizer, settings)
+    bad = {problem.where for problem in problems}
+    read.pairs[:] = [pair for pair in read.pairs if str(pair.where) not in bad]
+    read.reading.problems += problems
+    read.reading.num_bad_rows += len(bad)
+    read.reading.num_good_rows -= len(bad)
 
 
 def _fill(report: PairReport, every: Sequence[ReadPairs]) -> None:

@@ -4,7 +4,9 @@ The labels are the target as it stands: the collator puts it one place to the ri
 decoder reads, so position t predicts `labels[t]`.
 """
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from sft_kit.data.corpus.rows import Corrupted
 from sft_kit.data.inspection import counted, name_places
 from sft_kit.data.pairs.rows import Pair, PairExample
+from sft_kit.data.rows import Where
 from sft_kit.errors import DataError, Problem
 from sft_kit.settings import PairDataSettings
 
@@ -43,7 +46,9 @@ def tokenize_pairs(
     end = end_token_id(tokenizer)
     sources, cut_sources = encode_sources([pair.source for pair in pairs], tokenizer, settings)
     targets = _encode(tokenizer, text_target=[pair.target for pair in pairs])
-    _refuse_special_tokens(pairs, sources, targets, tokenizer)
+    problems = _special_token_problems(pairs, sources, targets, tokenizer)
+    if problems:
+        raise DataError("these rows can't be read as text:", problems)
     room = min(settings.max_target_length, tokenizer.model_max_length)
     examples = []
     for pair, source, was_cut, target in zip(pairs, sources, cut_sources, targets, strict=True):
@@ -97,15 +102,39 @@ def end_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     )
 
 
-def to_pair_dataset(examples: Sequence[PairExample]) -> list[Corrupted]:
+@dataclass(frozen=True, slots=True)
+class PairRows:
+    """Pairs as the map-style data set that a trainer takes.
+
+    Attributes:
+        rows: `input_ids` and `labels`, of different lengths.
+        places: The row that each came from.
+    """
+
+    rows: list[Corrupted]
+    places: list[Where]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Corrupted:
+        return self.rows[index]
+
+    def place(self, index: int) -> str:
+        """Say where a row stood in the data."""
+        return str(self.places[index])
+
+
+def to_pair_dataset(examples: Sequence[PairExample]) -> PairRows:
     """Make the data set a trainer takes: `input_ids` and `labels`, of different lengths."""
-    return [
+    rows = [
         Corrupted(
             input_ids=np.asarray(example.input_ids, np.int64),
             labels=np.asarray(example.labels, np.int64),
         )
         for example in examples
     ]
+    return PairRows(rows, [example.where for example in examples])
 
 
 def check_pairs(
@@ -139,12 +168,39 @@ def check_pairs(
     ]
 
 
-def _refuse_special_tokens(
+def spelled_pairs(
+    pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", settings: PairDataSettings
+) -> list[Problem]:
+    """Find pairs in which the tokenizer would read a special token.
+
+    Only pairs whose characters spell one, as they stand or normalised, are encoded for that.
+
+    Args:
+        pairs: Rows as read.
+        tokenizer: Of the model.
+        settings: `prefix`, and both lengths in tokens.
+
+    Returns:
+        Problems in the order of the pairs' sources, then of their targets.
+    """
+    tokens = [token for token in tokenizer.all_special_tokens if token]
+
+    def may_spell(text: str) -> bool:
+        forms = (text, unicodedata.normalize("NFKC", text))
+        return any(token in form for token in tokens for form in forms)
+
+    doubtful = [pair for pair in pairs if may_spell(pair.source) or may_spell(pair.target)]
+    sources, _ = encode_sources([pair.source for pair in doubtful], tokenizer, settings)
+    targets = _encode(tokenizer, text_target=[pair.target for pair in doubtful])
+    return _special_token_problems(doubtful, sources, targets, tokenizer)
+
+
+def _special_token_problems(
     pairs: Sequence[Pair],
     sources: Sequence[list[int]],
     targets: Sequence[list[int]],
     tokenizer: "PreTrainedTokenizerBase",
-) -> None:
+) -> list[Problem]:
     """Find text that the tokenizer reads as a control token, such as an end in mid-text.
 
     SentencePiece models do so even where they are asked to read the characters.
@@ -162,8 +218,7 @@ def _refuse_special_tokens(
                 message = f"spells the special token {spelled!r}, which the model reads as one"
                 todo = "remove or rewrite it in the row"
                 problems.append(Problem(str(pair.where), name, message, todo))
-    if problems:
-        raise DataError("these rows can't be read as text:", problems)
+    return problems
 
 
 def _lowered(key: str, length: int, tokenizer: "PreTrainedTokenizerBase") -> list[str]:

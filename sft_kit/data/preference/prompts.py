@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, NoReturn
 
+from sft_kit.data.control_tokens import spelled_problems
 from sft_kit.data.preference.comparing import feed_messages
 from sft_kit.data.preference.prompt_formats import (
     AskedRow,
@@ -20,7 +21,7 @@ from sft_kit.data.preference.tokenization import leading_ids
 from sft_kit.data.rows import Message, RawRow, Where
 from sft_kit.data.segments import Segment, encode_segments
 from sft_kit.data.sources import Source, open_source
-from sft_kit.data.templates import Template, render_segments, spelled_special_tokens
+from sft_kit.data.templates import Template, render_segments
 from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import PromptDataSettings
 
@@ -57,15 +58,14 @@ def load_prompts(
         max_new_tokens: Tokens of the longest completion, which must find room behind a prompt.
 
     Raises:
-        DataError: Nothing to read, not readable, no prompt that fits, or text that spells a special
-            token.
-        FormatError: The format can't be told, no row has a prompt, or there are bad rows and
-            `on_bad_row` is `stop`.
+        DataError: Nothing to read, not readable, or no prompt that fits.
+        FormatError: The format can't be told, no row has a prompt, or there are bad rows, such as
+            those that spell a special token, and `on_bad_row` is `stop`.
     """
     report = PromptReport("", was_cut=settings.on_long_prompt == "cut")
     report.limit = _limit(settings, context, max_new_tokens)
     report.lowered_from = settings.max_prompt_length * (report.limit < settings.max_prompt_length)
-    rows, eval_rows = _read_both(settings, report)
+    rows, eval_rows = _read_both(settings, report, tokenizer)
     prompts = _encode(rows, tokenizer, template, report)
     if not prompts:
         _refuse_long_prompts(settings, rows, report)
@@ -99,16 +99,16 @@ def _limit(settings: PromptDataSettings, context: int | None, max_new_tokens: in
 
 
 def _read_both(
-    settings: PromptDataSettings, report: PromptReport
+    settings: PromptDataSettings, report: PromptReport, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[_Row], list[_Row] | None]:
     source = open_source(settings.path, settings.split, settings.revision)
     report.fingerprint = source.fingerprint
-    reading, rows = _read(source, settings, settings.num_rows)
+    reading, rows = _read(source, settings, settings.num_rows, tokenizer)
     readings, eval_rows = [reading], None
     if settings.eval_path:
         eval_source = open_source(settings.eval_path, settings.split, settings.revision)
         report.eval_fingerprint = eval_source.fingerprint
-        eval_reading, eval_rows = _read(eval_source, settings, None)
+        eval_reading, eval_rows = _read(eval_source, settings, None, tokenizer)
         readings.append(eval_reading)
     refuse_bad_rows(settings.path, readings, settings.on_bad_row)
     report.format = reading.format
@@ -120,15 +120,20 @@ def _read_both(
 
 
 def _read(
-    source: Source, settings: PromptDataSettings, num_rows: int | None
+    source: Source,
+    settings: PromptDataSettings,
+    num_rows: int | None,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[Reading, list[_Row]]:
     rows: list[_Row] = []
 
     def take(row: RawRow, format_name: str) -> tuple[Sequence[Problem], frozenset[str]]:
         asked = understand_prompt(row, format_name)
-        if not asked.problems:
+        texts = [message["content"] for message in asked.messages] or [asked.text]
+        problems = [*asked.problems, *spelled_problems(row.where, texts, tokenizer)]
+        if not problems:
             rows.append(_Row(asked, row.where))
-        return asked.problems, asked.unknown_roles
+        return problems, asked.unknown_roles
 
     if settings.format == "preference":
         return read_source(source, "auto", num_rows, name_preference_format, take), rows
@@ -223,16 +228,6 @@ def _render(
     problems: list[Problem] = []
     for row in rows:
         asked = row.asked
-        texts = [message["content"] for message in asked.messages] or [asked.text]
-        problems += [
-            Problem(
-                str(row.where),
-                "content",
-                f"spells the special token {token!r}, which the model reads as a control token",
-                "remove or rewrite it in the row",
-            )
-            for token in spelled_special_tokens(tokenizer, texts)
-        ]
         if not asked.messages:
             rendered.append([Segment(asked.text, is_completion=False)])
             continue

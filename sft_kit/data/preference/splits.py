@@ -1,6 +1,8 @@
 """Data settings -> comparisons for training and for evaluation that have no prompt in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from sft_kit.data.preference.comparing import (
     Compared,
@@ -12,13 +14,25 @@ from sft_kit.data.preference.formats import detect_preference_format
 from sft_kit.data.preference.reading import Reading, hold_out, read_source, refuse_bad_rows
 from sft_kit.data.preference.report import PreferenceReport, PreferenceSplits
 from sft_kit.data.preference.rows import Comparison
+from sft_kit.data.preference.tokenization import comparison_problems
 from sft_kit.data.rows import RawRow, Where
 from sft_kit.data.sources import Source, open_source
+from sft_kit.data.templates import Template
 from sft_kit.errors import FormatError, Problem
 from sft_kit.settings import PreferenceDataSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_preferences(settings: PreferenceDataSettings) -> PreferenceSplits:
+Judge = Callable[[Comparison], list[Problem]]
+"""Says what is wrong with a comparison that its format's reader has understood."""
+
+
+def load_preferences(
+    settings: PreferenceDataSettings,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    template: Template | None = None,
+) -> PreferenceSplits:
     """Read compared answers, report the bad rows all at once, and hold out prompts.
 
     Prompts that are equal but for case and white space stay on one side. Both sides keep the order
@@ -26,6 +40,9 @@ def load_preferences(settings: PreferenceDataSettings) -> PreferenceSplits:
 
     Args:
         settings: The `data` section.
+        tokenizer: With `template`: rows that spell one of its special tokens are bad. Without,
+            they stay in, and `tokenize_preferences` refuses them.
+        template: Its stop token may end a plain text.
 
     Raises:
         DataError: Nothing to read, or not readable.
@@ -35,12 +52,13 @@ def load_preferences(settings: PreferenceDataSettings) -> PreferenceSplits:
     source = open_source(settings.path, settings.split, settings.revision)
     report = PreferenceReport("", fingerprint=source.fingerprint)
     report.has_margins = settings.margin is not None
-    reading, rows = _read(source, settings, settings.num_rows, report)
+    judge = _judge_of(tokenizer, template)
+    reading, rows = _read(source, settings, settings.num_rows, report, judge)
     readings, held_out = [reading], None
     if settings.eval_path:
         eval_source = open_source(settings.eval_path, settings.split, settings.revision)
         report.eval_fingerprint = eval_source.fingerprint
-        eval_reading, held_out = _read(eval_source, settings, None, report)
+        eval_reading, held_out = _read(eval_source, settings, None, report, judge)
         readings.append(eval_reading)
     refuse_bad_rows(settings.path, readings, settings.on_bad_row)
     _fill(report, readings)
@@ -52,16 +70,26 @@ def load_preferences(settings: PreferenceDataSettings) -> PreferenceSplits:
     return _split(rows, held_out, settings, report)
 
 
+def _judge_of(tokenizer: "PreTrainedTokenizerBase | None", template: Template | None) -> Judge:
+    if tokenizer is None or template is None:
+        return lambda _: []
+    return partial(comparison_problems, tokenizer=tokenizer, template=template)
+
+
 def _read(
     source: Source,
     settings: PreferenceDataSettings,
     num_rows: int | None,
     report: PreferenceReport,
+    judge: Judge,
 ) -> tuple[Reading, list[Comparison]]:
     comparisons: list[Comparison] = []
 
     def take(row: RawRow, format_name: str) -> tuple[Sequence[Problem], frozenset[str]]:
         compared = understand_preference(row, format_name, settings.margin)
+        problems = [] if compared.comparison is None else judge(compared.comparison)
+        if problems:
+            return problems, compared.unknown_roles
         if compared.comparison is not None:
             comparisons.append(compared.comparison)
         _count(compared, row.where, report)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from sft_kit.data.control_tokens import spelled_problems
 from sft_kit.data.inspection import counted, name_places
 from sft_kit.data.preference.rows import Comparison, PreferenceExample
 from sft_kit.data.segments import Segment, encode_segments, leading_special_tokens
-from sft_kit.data.templates import Template, render_segments, spelled_special_tokens
+from sft_kit.data.templates import Template, render_segments
 from sft_kit.errors import DataError, Problem, TemplateError
 from sft_kit.settings import PreferenceDataSettings
 
@@ -201,6 +202,24 @@ def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
     return _joined(encode_segments(tokenizer, [[prefix]]))[0]
 
 
+def comparison_problems(
+    comparison: Comparison, tokenizer: "PreTrainedTokenizerBase", template: Template
+) -> list[Problem]:
+    """Find the special tokens that a comparison spells; the end of a plain text may be one.
+
+    Args:
+        comparison: A row as read.
+        tokenizer: Says which tokens are special.
+        template: Its stop token may end a plain text.
+    """
+    return spelled_problems(comparison.where, _texts_of(comparison, template), tokenizer)
+
+
+def _texts_of(row: Comparison, template: Template) -> list[str]:
+    texts = [message["content"] for message in chain(row.prompt, *row.answers)]
+    return texts if row.prompt else [text.removesuffix(template.stop_token) for text in texts]
+
+
 def _joined(rows: Sequence[Sequence[Sequence[int]]]) -> list[Ids]:
     return [tuple(chain.from_iterable(row)) for row in rows]
 
@@ -214,18 +233,8 @@ def _render(
     """Render of each row the prompt and then prompt and answer, K times; problems are noted."""
     rendered: list[list[Segment]] = []
     for row in rows:
-        texts = [message["content"] for message in chain(row.prompt, *row.answers)]
-        if not row.prompt:
-            texts = [text.removesuffix(template.stop_token) for text in texts]
-        problems += [
-            Problem(
-                str(row.where),
-                "content",
-                f"spells the special token {token!r}, which the model reads as a control token",
-                "remove or rewrite it in the row",
-            )
-            for token in spelled_special_tokens(tokenizer, texts)
-        ]
+        texts = _texts_of(row, template)
+        problems += spelled_problems(row.where, texts, tokenizer)
         if not row.prompt:
             rendered += [[Segment("", is_completion=False)]]
             rendered += [[Segment(text, is_completion=True)] for text in texts]

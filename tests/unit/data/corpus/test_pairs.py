@@ -1,5 +1,7 @@
 """Pairs for next-sentence prediction: what follows, what is drawn, what is cut off."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from sft_kit.data.corpus.encoding import Stream
 from sft_kit.data.corpus.pairs import IS_NEXT, IS_RANDOM, NOT_ASKED, SentencePairs, shortened
 from sft_kit.data.corpus.rows import Vocabulary
+from sft_kit.data.rows import Where
 from sft_kit.errors import DataError
 
 START, END = 1, 2
@@ -153,3 +156,12 @@ def test_one_document_has_no_other_to_draw_from():
         SentencePairs(stream_of([[3, 4]]), VOCABULARY, 16)
     assert len(SentencePairs(stream_of([[3]]), VOCABULARY, 16)) == 1
     assert len(SentencePairs(stream_of([]), VOCABULARY, 16)) == 0
+
+
+def test_a_pair_knows_the_document_of_its_run():
+    documents = [[3, 4, 5], [6, 2], [4, 4]]
+    stream = replace(stream_of(documents), places=[Where("t.txt", line) for line in (1, 5, 8)])
+    pairs = SentencePairs(stream, VOCABULARY, 40)
+    assert [pairs.place(index) for index in range(len(pairs))] == ["t.txt:1", "t.txt:5", "t.txt:8"]
+    unknown = SentencePairs(stream_of(documents), VOCABULARY, 40)
+    assert unknown.place(0) == ""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_kit.data.corpus import encoding, words
-from sft_kit.data.corpus.encoding import Marks, Stream, encode
+from sft_kit.data.corpus.corrupted import CorruptedRows
+from sft_kit.data.corpus.encoding import Marks, Stream, encode, join
 from sft_kit.data.corpus.report import Text
 from sft_kit.data.corpus.rows import Vocabulary
 from sft_kit.data.corpus.tokenized import Frame, tokenize_texts
@@ -22,6 +23,7 @@ from sft_kit.errors import DataError
 from sft_kit.models.new_tokenizer import train_tokenizer
 from sft_kit.models.tokenizer_options import TokenizerOptions
 from sft_kit.settings import TextDataSettings
+from sft_kit.training.row_numbers import name_rows
 
 DATA = Path(__file__).resolve().parents[4] / "data"
 START, END = 1, 2
@@ -374,3 +376,52 @@ def test_a_long_text_is_encoded_in_parts_as_if_in_one(tokenizer, bert_tokenizer,
         assert (parts.sentences == whole.sentences).all()
         assert (parts.words == whole.words).all()
         assert whole.sentences.sum() == 2 * 200 + 1
+
+
+# --- where a row stood in the data ---------------------------------------------------------------
+
+
+def test_a_row_knows_the_first_and_the_last_text_that_it_was_cut_from(tokenizer):
+    texts = texts_of(*(f"How are you today, number {number}? " * 3 for number in range(9)))
+    vocabulary = vocabulary_of(tokenizer, "causal")
+    rows = tokenize_texts(
+        texts, tokenizer, vocabulary, data_settings(max_length=40), layout="causal"
+    )
+    ids = [[*tokenizer(text.text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    lines = [line for line, own in enumerate(ids, start=1) for _ in own]
+    assert len(rows) > 3
+    for index in range(len(rows)):
+        inside = lines[index * 40 : index * 40 + 40]
+        expected = f"t.txt:{inside[0]}"
+        if inside[-1] != inside[0]:
+            expected += f" to t.txt:{inside[-1]}"
+        assert rows.place(index) == expected
+    corrupted = CorruptedRows(rows, lambda row, _: {"input_ids": row.input_ids}, seed=0)
+    assert name_rows(corrupted, [2]) == [f"row 2 ({rows.place(2)})"]
+
+
+def test_a_row_of_one_text_knows_its_line_and_texts_without_tokens_count_too(bert_tokenizer):
+    texts = texts_of("How are you?", "", "ice " * 40, "Water boils.")
+    vocabulary = vocabulary_of(bert_tokenizer, "masked")
+    settings = data_settings(max_length=12, pack=False)
+    rows = tokenize_texts(texts, bert_tokenizer, vocabulary, settings, layout="masked")
+    places = [rows.place(index) for index in range(len(rows))]
+    assert list(dict.fromkeys(places)) == ["t.txt:1", "t.txt:3", "t.txt:4"]
+    assert places == sorted(places)
+    assert places.count("t.txt:3") > 2
+
+
+@pytest.mark.parametrize("chunk", [40, 1 << 19])
+def test_the_rest_of_a_stream_and_a_long_text_keep_their_places(tokenizer, chunk, monkeypatch):
+    monkeypatch.setattr("sft_kit.data.corpus.encoding.CHUNK_CHARACTERS", chunk)
+    texts = texts_of("one\ntwo\nthree\n" * 30, "four five", "six " * 30)
+    stream = encode(texts, tokenizer, Marks(after=(tokenizer.eos_token_id,)))
+    assert [str(place) for place in stream.places] == ["t.txt:1", "t.txt:2", "t.txt:3"]
+    starts = stream.starts.tolist()
+    assert stream.place(0, starts[1]) == "t.txt:1"
+    assert stream.place(starts[1] - 1, starts[2] + 1) == "t.txt:1 to t.txt:3"
+    rest = stream.tail(starts[1] + 1)
+    assert rest.place(0, 1) == "t.txt:2"
+    assert rest.place(0, len(rest.ids)) == "t.txt:2 to t.txt:3"
+    assert join([rest, stream], Marks()).place(len(rest.ids), len(rest.ids) + 1) == "t.txt:1"
+    assert stream.tail(len(stream.ids)).place(0, 0) == ""

@@ -1,10 +1,15 @@
 """No source stands on both sides of a split, and what was left out is counted."""
 
+import copy
+
 import pytest
+from tokenizers import normalizers
 
 from sft_kit.data.pairs.splits import load_pairs
+from sft_kit.data.pairs.tokenization import to_pair_dataset, tokenize_pairs
 from sft_kit.errors import DataError, FormatError
 from sft_kit.settings import PairDataSettings
+from sft_kit.training.row_numbers import name_rows
 
 
 def pair(source, target="t"):
@@ -94,3 +99,43 @@ def test_the_embedded_questions_and_answers_are_pairs():
     splits = load_pairs(PairDataSettings(str(path), eval_fraction=0.1))
     assert "alpaca" in splits.report.format
     assert len(splits.train) + len(splits.eval) == splits.report.num_rows > 500
+
+
+SPELLED = {"plainly": ("</s>", False), "in wide characters": ("＜/s＞", True)}
+
+
+@pytest.mark.parametrize("kind", SPELLED)
+def test_pairs_in_which_the_tokenizer_reads_a_special_token_are_bad_rows(write, t5_tokenizer, kind):
+    spelled, is_normalised = SPELLED[kind]
+    tokenizer = copy.deepcopy(t5_tokenizer)
+    if is_normalised:
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    rows = [pair(f"a cat on mat {number}", "a dog") for number in range(6)]
+    rows[1] = pair("a cat", f"a {spelled} dog")
+    rows[4] = pair(f"{spelled} cat", "a dog")
+    path = write(rows)
+    settings = PairDataSettings(path, on_bad_row="skip", eval_fraction=0.0)
+    with pytest.raises(DataError, match="can't be read as text"):
+        tokenize_pairs(load_pairs(settings).train, tokenizer, settings)
+    splits = load_pairs(settings, tokenizer)
+    assert [one.where.line for one in splits.train] == [1, 3, 4, 6]
+    assert splits.report.num_bad_rows == 2
+    assert "data: 2 bad rows were skipped" in splits.notes()
+    assert len(tokenize_pairs(splits.train, tokenizer, settings)) == 4
+    with pytest.raises(FormatError, match="2 of 6 rows") as caught:
+        load_pairs(PairDataSettings(path), tokenizer)
+    assert {problem.where for problem in caught.value.problems} == {f"{path}:2", f"{path}:5"}
+
+
+def test_characters_that_are_read_one_by_one_are_no_bad_row(write, bart_tokenizer):
+    path = write([pair("the </s> mat", "a cat"), pair("a dog", "the mat")])
+    splits = load_pairs(PairDataSettings(path, eval_fraction=0.0), bart_tokenizer)
+    assert len(splits.train) == 2
+
+
+def test_a_pair_that_was_tokenized_still_knows_its_place(write, bart_tokenizer):
+    path = write([pair("a cat", "a dog"), pair("the mat", ""), pair("the dog", "a mat")])
+    settings = PairDataSettings(path, on_bad_row="skip", eval_fraction=0.0)
+    rows = to_pair_dataset(tokenize_pairs(load_pairs(settings).train, bart_tokenizer, settings))
+    assert name_rows(rows, [1, 0]) == [f"row 1 ({path}:3)", f"row 0 ({path}:1)"]
+    assert len(rows) == len(list(rows)) == 2

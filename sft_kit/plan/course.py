@@ -1,0 +1,97 @@
+"""Which batches of a run are tried out, and in which order."""
+
+import random
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from sft_kit.objectives.language import IGNORED
+from sft_kit.plan.shapes import Shape
+
+Batch = MutableMapping[str, Any]
+_NUM_SAMPLED = 48
+_NUM_RISING = 4
+
+
+@dataclass(slots=True)
+class Sampled:
+    """The batches of an epoch as they go by: all shapes, and a few batches.
+
+    Attributes:
+        shapes: Of every batch, in their order.
+        batches: Drawn with equal chances from all.
+        narrowest: The batch with the fewest tokens, padding included.
+        widest: The one with the most.
+    """
+
+    shapes: list[Shape] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    narrowest: Batch | None = None
+    widest: Batch | None = None
+    _draw: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def see(self, batch: Batch) -> None:
+        """Count a batch, and perhaps keep it."""
+        shape = shape_of(batch)
+        if self.widest is None or shape.padded > shape_of(self.widest).padded:
+            self.widest = batch
+        if self.narrowest is None or shape.padded < shape_of(self.narrowest).padded:
+            self.narrowest = batch
+        self.shapes.append(shape)
+        place = self._draw.randrange(len(self.shapes))
+        if len(self.batches) < _NUM_SAMPLED:
+            self.batches.append(batch)
+        elif place < _NUM_SAMPLED:
+            self.batches[place] = batch
+
+    def rising(self) -> list[Batch]:
+        """Batches from the narrowest, which comes twice to warm up, to the widest.
+
+        In this order the peak of each is its own: what a wide one has freed may stay with the
+        process. Pieces of the widest are among them, which tell what smaller micro-batches cost
+        where all batches are alike.
+        """
+        assert self.narrowest is not None
+        assert self.widest is not None
+        inner = sorted(self.batches, key=lambda batch: shape_of(batch).padded)
+        chosen = [inner[len(inner) * index // _NUM_RISING] for index in range(1, _NUM_RISING)]
+        chosen += [self.narrowest, *_pieces(self.widest)]
+        chosen.sort(key=lambda batch: shape_of(batch).padded)
+        return [chosen[0], *chosen, self.widest]
+
+    def mixed(self) -> Iterator[Batch]:
+        """Batches in a random order, again and again."""
+        while True:
+            yield from self._draw.sample(self.batches, len(self.batches))
+
+
+def shape_of(batch: Mapping[str, Any]) -> Shape:
+    """Read the shape of a batch as a model takes it.
+
+    Args:
+        batch: `input_ids` (B, T); `attention_mask` and `labels` where there are some.
+    """
+    ids = cast("torch.Tensor", batch["input_ids"])
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    lengths = torch.full(ids.shape[:1], ids.shape[-1])
+    if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+        lengths = mask.sum(dim=-1)
+    width, padded, labelled = ids.shape[-1], ids.numel(), len(ids)
+    if isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+        supervised = labels.ne(IGNORED)
+        labelled = int(supervised.sum())
+        if "decoder_input_ids" in batch:
+            lengths = lengths + supervised.sum(dim=-1)
+            width, padded = max(width, labels.shape[-1]), padded + labels.numel()
+    return Shape(tuple(lengths.tolist()), width, padded, labelled)
+
+
+def _pieces(batch: Batch) -> list[Batch]:
+    """A quarter and a half of a batch's rows; none where its parts are not all one a row."""
+    num_rows = len(batch["input_ids"])
+    if not all(isinstance(part, torch.Tensor) and len(part) == num_rows for part in batch.values()):
+        return []
+    sizes = {max(1, num_rows // 4), max(1, num_rows // 2)} - {num_rows}
+    return [{name: part[:size] for name, part in batch.items()} for size in sizes]

@@ -1,0 +1,279 @@
+"""A Trainer that tries a few batches out instead of training, and tells what they cost."""
+
+import copy
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_utils import SaveStrategy, TrainOutput
+
+from sft_kit.devices import free_memory_bytes
+from sft_kit.disk import folder_bytes, free_bytes
+from sft_kit.manifest import force_to_disk
+from sft_kit.plan.course import Batch, Sampled, shape_of
+from sft_kit.plan.recorder import Recorder, give_back_memory
+from sft_kit.plan.shapes import Shape
+from sft_kit.training.trainer import SafeTrainer
+
+_LOOKED_AT_SECONDS = 20.0
+_MAX_BATCHES = 5_000
+_MIXED_SECONDS = 5.0
+"""Of the main thread: on a busy machine they last longer, but no longer than twice that."""
+_MIN_MIXED = 4
+_MAX_MIXED = 60
+_MANY = 10_000
+"""Steps and epochs that are never reached."""
+_MAX_SHARE = 0.9
+_EVALUATED_BATCHES = 6
+_MAX_WRITTEN_BYTES = 2_000_000_000
+_PROBE_BYTES = 128_000_000
+
+
+class MeasuringTrainer(SafeTrainer):
+    """Goes through the steps of the real Trainer over batches of its own choice.
+
+    The narrowest batches come first and the widest last, for the peaks of memory; then batches as
+    the run would have them, for the time. Evaluations see a part of the rows. Only what is named
+    in `Recorder` is written beside the run folder.
+
+    Args:
+        recorder: Takes the figures.
+        *args: As for `SafeTrainer`.
+        **kwargs: As for `SafeTrainer`.
+    """
+
+    def __init__(self, recorder: Recorder, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._recorder = recorder
+        self._num_steps = 0
+        self._sampled = Sampled()
+        self._rising: list[Batch] = []
+        self._mixed: Iterator[Batch] = iter(())
+        self._num_mixed = 0
+        self._mixed_since: tuple[float, float] | None = None
+        self._seen_widest_again = False
+        self._step_began: tuple[float, float] | None = None
+        self._in_micro_steps = [0.0, 0.0]
+        self._last_padded, self._last_peak, self._peak_before = 1, 0, 0
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:  # noqa: ANN401
+        """Try batches, an evaluation and a checkpoint."""
+        self._recorder.phase("started")
+        trained = super().train(*args, **kwargs)
+        give_back_memory()  # or what the steps have freed would count for what follows
+        if self.eval_dataset:
+            self.evaluate()
+        self._write_once()
+        self._recorder.phase("trained")
+        return trained
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ANN401
+        """Note how long the run would be; here it ends when enough has been tried."""
+        epochs, *sizes, num_steps = super().set_initial_training_values(*args, **kwargs)
+        self._num_steps = num_steps
+        return max(epochs, _MANY), *sizes, max(num_steps, _MANY)
+
+    def _run_epoch(self, **where: Any) -> None:  # type: ignore[override]  # noqa: ANN401
+        """Look at the batches of the first epoch before any of them is trained on."""
+        if not self._sampled.shapes:
+            self._look_at(where["train_dataloader"], where["num_update_steps_per_epoch"])
+            self._rising, self._mixed = self._sampled.rising(), self._sampled.mixed()
+        super()._run_epoch(**where)
+
+    def _look_at(self, batches: Any, steps_per_epoch: int) -> None:  # noqa: ANN401
+        """Count the tokens of an epoch's batches, of a long one those of its beginning."""
+        began = time.perf_counter()
+        with self._recorder.part() as part:
+            for batch in batches:
+                self._sampled.see(batch)
+                is_late = time.perf_counter() - began > _LOOKED_AT_SECONDS
+                if is_late or len(self._sampled.shapes) >= _MAX_BATCHES:
+                    break
+        counts = count_events(self.args, self.state, self._num_steps, steps_per_epoch)
+        self._recorder.write(
+            "batches",
+            part,
+            shapes=[_described(shape) for shape in self._sampled.shapes],
+            num_steps=self._num_steps,
+            stops_early=any(map(_stops_early, self.callback_handler.callbacks)),
+            steps_per_epoch=steps_per_epoch,
+            accumulation=self.args.gradient_accumulation_steps,
+            micro_batch=self.args.per_device_train_batch_size,
+            eval_batch=self.args.per_device_eval_batch_size if self.eval_dataset else 0,
+            num_evaluations=counts[0] if self.eval_dataset else 0,
+            num_checkpoints=counts[1],
+            kept_checkpoints=self.args.save_total_limit,
+            num_processes=self.args.world_size,
+            gradient_bytes=_gradient_bytes(cast("nn.Module", self.model)),
+        )
+
+    def get_batch_samples(
+        self,
+        epoch_iterator: Any,  # noqa: ANN401, ARG002
+        num_batches: int,
+        device: torch.device,
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Get the micro-batches of a step from the course."""
+        chosen = [self._next_batch() for _ in range(num_batches)]
+        self._step_began, self._in_micro_steps = _now(), [0.0, 0.0]
+        return super().get_batch_samples(iter(chosen), num_batches, device)
+
+    def _next_batch(self) -> Batch:
+        if self._rising:
+            return dict(self._rising.pop(0))
+        if self.state.global_step and not self._seen_widest_again:
+            # The optimizer has its states now, and the allocator its holes.
+            self._seen_widest_again = True
+            assert self._sampled.widest is not None
+            return dict(self._sampled.widest)
+        self._num_mixed += 1
+        self._mixed_since = self._mixed_since or (time.perf_counter(), time.thread_time())
+        return dict(next(self._mixed))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        """Take the time and the peak of a micro-batch."""
+        shape = shape_of(args[1])
+        with self._recorder.part() as part:
+            loss = super().training_step(*args, **kwargs)
+        self._in_micro_steps[0] += part.seconds
+        self._in_micro_steps[1] += part.cpu_seconds
+        kind = "mixed" if self._num_mixed else "rising"
+        self._recorder.write("micro_step", part, shape=_described(shape), kind=kind)
+        self._last_padded = shape.padded
+        self._last_peak = part.device_bytes or part.host_bytes
+        self._peak_before = self._peak_before or self._last_peak
+        return loss
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Log as the run would; evaluations and checkpoints are measured by themselves."""
+        self.control.should_evaluate = self.control.should_save = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._step_began is None:  # the end of an epoch, not of a step
+            return
+        host, device = self._recorder.peaks()
+        wall, cpu = _now()
+        self._recorder.write(
+            "step",
+            seconds=wall - self._step_began[0] - self._in_micro_steps[0],
+            cpu_seconds=cpu - self._step_began[1] - self._in_micro_steps[1],
+            host_bytes=host,
+            device_bytes=device,
+        )
+        self._step_began = None
+        self.control.should_training_stop = self._is_enough()
+
+    def _is_enough(self) -> bool:
+        if self._rising:
+            return self._would_not_fit(shape_of(self._rising[0]))
+        if self._mixed_since is None or self._num_mixed < _MIN_MIXED:
+            return False
+        wall, own = self._mixed_since
+        passed = time.perf_counter() - wall, time.thread_time() - own
+        is_late = passed[0] > 2 * _MIXED_SECONDS or passed[1] > _MIXED_SECONDS
+        return is_late or self._num_mixed >= _MAX_MIXED
+
+    def _would_not_fit(self, shape: Shape) -> bool:
+        """Whether the next batch, by the last one, would take more memory than there is."""
+        grown = self._last_peak - self._peak_before
+        needed = grown * (shape.padded / self._last_padded - 1)
+        return needed > _MAX_SHARE * free_memory_bytes(self.args.device)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+        """Evaluate a few batches, spread over the held-out rows."""
+        rows = self.eval_dataset
+        self.eval_dataset = spread_batches(rows, self.args.eval_batch_size)
+        try:
+            with self._recorder.part() as part:
+                metrics = super().evaluate(*args, **kwargs)
+        finally:
+            chosen, self.eval_dataset = self.eval_dataset, rows
+        num_rows = len(cast("Sequence[object]", rows)) if chosen is not rows else 1
+        num_chosen = len(cast("Sequence[object]", chosen)) if chosen is not rows else 1
+        self._recorder.write("evaluation", part, rows_per_measured=num_rows / num_chosen)
+        return metrics
+
+    def _write_once(self) -> None:
+        """Write a checkpoint and delete it; one of many gigabytes is only counted."""
+        folder = Path(str(self.args.output_dir))
+        num_bytes = self._estimated_bytes()
+        if num_bytes > min(_MAX_WRITTEN_BYTES, free_bytes(folder) // 2):
+            probe = folder / "probe"
+            with self._recorder.part() as part:
+                probe.write_bytes(bytes(_PROBE_BYTES))
+                force_to_disk(probe)
+            probe.unlink()
+            part.seconds *= num_bytes / _PROBE_BYTES
+            part.cpu_seconds *= num_bytes / _PROBE_BYTES
+        else:
+            with self._recorder.part() as part:
+                self._save_checkpoint(self.model_wrapped, None)
+            written = folder / f"checkpoint-{self.state.global_step}"
+            num_bytes = folder_bytes(written)
+            shutil.rmtree(written)
+        self._recorder.write("checkpoint", part, bytes=num_bytes)
+
+
+def spread_batches(rows: Any, batch_size: int) -> Any:  # noqa: ANN401 - a Trainer takes any kind
+    """Choose a few whole batches of a data set, spread over it; all rows where there are few."""
+    if isinstance(rows, dict) or not hasattr(rows, "__len__"):
+        return rows
+    num_batches = -(-len(rows) // batch_size)
+    if num_batches <= _EVALUATED_BATCHES:
+        return rows
+    starts = [num_batches * index // _EVALUATED_BATCHES for index in range(_EVALUATED_BATCHES)]
+    chosen = [
+        row
+        for start in starts
+        for row in range(start * batch_size, min((start + 1) * batch_size, len(rows)))
+    ]
+    return rows.select(chosen) if hasattr(rows, "select") else Subset(rows, chosen)
+
+
+def count_events(
+    args: TrainingArguments, state: TrainerState, num_steps: int, steps_per_epoch: int
+) -> tuple[int, int]:
+    """Ask the Trainer's own flow after each step and epoch what is due.
+
+    Returns:
+        Evaluations and checkpoints of the whole run, at most: with `save_strategy: best` each
+        evaluation counts as a checkpoint.
+    """
+    flow, stand_in = DefaultFlowCallback(), copy.copy(state)
+    stand_in.max_steps = num_steps
+    stand_in.compute_steps(args, num_steps)
+    evaluations, checkpoints = int(args.eval_on_start), 0
+    for step in range(1, num_steps + 1):
+        stand_in.global_step, stand_in.epoch = step, step / steps_per_epoch
+        due = [flow.on_step_end(args, stand_in, TrainerControl())]
+        if step % steps_per_epoch == 0 or step == num_steps:
+            due.append(flow.on_epoch_end(args, stand_in, TrainerControl()))
+        evaluations += sum(one.should_evaluate for one in due)
+        checkpoints += sum(one.should_save for one in due)
+    if args.save_strategy == SaveStrategy.BEST:
+        checkpoints = evaluations
+    return evaluations, checkpoints
+
+
+def _stops_early(callback: object) -> bool:
+    return isinstance(callback, EarlyStoppingCallback)
+
+
+def _gradient_bytes(model: nn.Module) -> int:
+    trained = [one for one in model.parameters() if one.requires_grad]
+    return sum(one.numel() * one.element_size() for one in trained)
+
+
+def _described(shape: Shape) -> dict[str, object]:
+    return asdict(shape)
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
