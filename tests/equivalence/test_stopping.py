@@ -71,6 +71,7 @@ def test_the_tuned_model_stops_by_itself(settings, lesson, tokenizer):
 
 
 def test_padding_masked_by_id_teaches_no_stop(settings, lesson, tokenizer):
+    from torch.nn.functional import pad
     from transformers import DataCollatorForLanguageModeling
 
     path, rows = lesson
@@ -79,9 +80,11 @@ def test_padding_masked_by_id_teaches_no_stop(settings, lesson, tokenizer):
     collator = DataCollatorForLanguageModeling(padding_is_stop, mlm=False)
 
     def mask_by_id(recipe):
-        def pad_batch(batch, *, pad_token_id):
+        def pad_batch(batch, *, pad_token_id, next_tokens):
             assert pad_token_id == padding_is_stop.pad_token_id
-            return dict(collator([{"input_ids": row["input_ids"]} for row in batch]))
+            assert next_tokens
+            padded = dict(collator([{"input_ids": row["input_ids"]} for row in batch]))
+            return padded | {"next_tokens": pad(padded["labels"][:, 1:], (0, 1), value=-100)}
 
         recipe.pad_batch = pad_batch
 

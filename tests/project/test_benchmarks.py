@@ -31,7 +31,10 @@ def test_every_benchmark_is_run_here() -> None:
     spelling = {"spelling.py", "spelling_model.py", "spelling_scores.py"}
     pretraining = {"masked_lm.py", "pretraining_runs.py"} | spelling
     pretraining |= {"masking_speed.py", "pretraining_throughput.py", "tiny_shakespeare.py"}
-    assert found == {"chatglm_int4.py", "classification.py"} | worlds | pretraining
+    tuning = {"sft_throughput.py", "sft_sides.py", "sft_workload.py"}  # test_sft_throughput.py
+    others = {"chatglm_int4.py", "classification.py", "plan_accuracy.py"}
+    others |= {"data_preparation.py", "start_time.py", "stage_throughput.py"}
+    assert found == others | worlds | pretraining | tuning
 
 
 @pytest.mark.slow
@@ -227,3 +230,58 @@ def test_the_masking_benchmark_measures_every_corruption(verses: Path, tmp_path:
         assert set(row) == ({"corrupt", "batch"} if name in ours else {"batch"})
         assert min(row.values()) > 0
         assert f"{row['batch'] / 1e6:.2f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_plan_benchmark_plans_a_recipe_and_is_within_its_promise(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / "plan_accuracy.py"), "classify_gpt2_head"]
+    done = subprocess.run(
+        [*command, "--clock", "cpu_seconds", "--json", str(file)],
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "classify_gpt2_head" in done.stdout
+    (row,) = json.loads(file.read_text(encoding="utf-8"))["recipes"]
+    assert row["memory_planned"] == pytest.approx(row["memory_taken"], rel=0.15)
+    assert row["seconds_planned"] == pytest.approx(row["seconds_taken"], rel=0.25)
+    assert row["disk_planned"] == pytest.approx(row["disk_taken"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_preparation_benchmark_finds_both_sides_alike_and_measures_them(tmp_path: Path) -> None:
+    turns = [
+        [("human", f"What is {number}?"), ("gpt", f"The number {number}.\nIt is even." * 3)]
+        for number in range(40)
+    ]
+    rows = [{"items": [{"from": who, "value": text} for who, text in row]} for row in turns]
+    data, file = tmp_path / "rows.json", tmp_path / "figures.json"
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    tokenizer = BENCHMARKS.parent / "data" / "checkpoints" / "tiny-gpt2"
+    command = [sys.executable, str(BENCHMARKS / "data_preparation.py"), "--data", str(data)]
+    command += ["--tokenizer", str(tokenizer), "--rounds", "1", "--grow", "1", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["equal_rows"] == 1
+    assert {side: row["num_rows"] for side, row in record["figures"].items()} == {
+        "ours": 40,
+        "theirs": 40,
+    }
+    (memory,) = record["memory"]
+    assert memory["lines_rows"] == memory["list_rows"] > 40
+    assert f"{record['figures']['theirs']['first_rows_per_second']:,.0f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_start_benchmark_tells_three_times(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / "start_time.py"), "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--json", str(file)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
+    assert list(figures) == ["imports", "first step", "check"]
+    assert figures["check"]["cpu_seconds"] < figures["imports"]["cpu_seconds"]
+    assert figures["imports"]["cpu_seconds"] < figures["first step"]["cpu_seconds"]
