@@ -57,7 +57,7 @@ def cache_entry(
         },
         "data": [source.fingerprint for source in sources],
         "template": template.describe(),
-        "tokenizer": "",
+        "tokenizer": _tokenizer_digest(tokenizer),
         "context": tokenizer.model_max_length,
         "versions": {name: version(name) for name in _PACKAGES},
         "code": _code_digest(),

@@ -209,7 +209,7 @@ class _Text:
         if cut > self.byte_at:
             self.byte_offset(cut)
         if is_far:
-            self.num_left_of_line += 0
+            self.num_left_of_line += at - self.line_start
         self.text = self.text[cut:]
         self.at, self.byte_at = self.at - cut, self.byte_at - cut
         self.line_start = max(self.line_start - cut, 0)

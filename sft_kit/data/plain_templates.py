@@ -100,7 +100,7 @@ def _is_calm(node: nodes.Node, messages: set[str], writes: bool) -> bool:
     if isinstance(node, nodes.Getitem | nodes.Getattr) and isinstance(node.node, nodes.Name):
         key = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)
         if node.node.name in messages:
-            return key in ("role", "content")
+            return key == "role" or (writes and key == "content")
         return node.node.name == "loop" and key in ("first", "last", "index", "index0")
     if isinstance(node, nodes.Name):
         return node.name not in {"messages", "loop", *messages}

@@ -210,7 +210,7 @@ def _lay_out(
     facts = np.zeros(len(rows), ROW)
     facts["end"] = np.cumsum(np.minimum(lengths, max_length))
     facts["start"][1:] = facts["end"][:-1]
-    facts["was_cut"] = lengths >= max_length
+    facts["was_cut"] = lengths > max_length
     supervised = np.flatnonzero(labels != IGNORED)
     first, last = np.searchsorted(supervised, (facts["start"], facts["end"]))
     facts["num_supervised"] = last - first

@@ -1,7 +1,5 @@
 """Parts of a model that can be had in a faster form: attention kernel, dropout, activation."""
 
-from typing import Protocol, cast
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -11,17 +9,10 @@ from transformers.activations import NewGELUActivation
 from sft_kit.errors import ConfigError, Problem
 from sft_kit.models.block_attention import BLOCKS, register_blocks
 from sft_kit.models.dropout import disable_dropout
+from sft_kit.settings import ModelSettings, PretrainModelSettings
 
 
-class Parts(Protocol):
-    """The settings that choose."""
-
-    attention: str
-    dropout: str
-    fused: bool
-
-
-def choose_parts(model: PreTrainedModel, settings: Parts) -> None:
+def choose_parts(model: PreTrainedModel, settings: ModelSettings | PretrainModelSettings) -> None:
     """Give a model the attention kernel, dropout and activations that its settings ask for.
 
     Args:
@@ -59,7 +50,7 @@ class _FusedGelu(NewGELUActivation):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.training:
             return functional.gelu(input, approximate="tanh")
-        return cast("torch.Tensor", super().forward(input))
+        return super().forward(input)
 
 
 def _replace_gelu(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from peft import LoraConfig
 from peft.tuners.lora import bnb as peft_bnb
 from peft.tuners.lora.layer import Linear
@@ -183,7 +183,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         """Compute `rows @ weight + bias + scale * dropout(rows) @ down.T @ up.T`."""
         dtype = rows.dtype
-        weight, bias = _read_weight(base, dtype), base.bias
+        weight = _read_weight(base, dtype)
+        bias: torch.Tensor | None = base.bias  # torch's stubs forget that there may be none
         result = rows @ weight if bias is None else torch.addmm(bias.to(dtype), rows, weight)
         ctx.base, ctx.probability, ctx.scale = base, probability, scale / (1 - probability)
         ctx.seed = _draw_seed() if probability else None

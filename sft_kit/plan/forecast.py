@@ -204,7 +204,7 @@ def _num_unseen(found: Measurement) -> float:
     """Number of shapes that the run will have and that were not tried."""
     tried = {_kind(one.shape) for one in found.micro_steps}
     unseen = {_kind(shape) for shape in found.shapes} - tried
-    num_micro = _num_steps(found) * found.run["accumulation"]
+    num_micro = _num_steps(found) * int(found.run["accumulation"])
     return len(unseen) * min(1.0, num_micro / len(found.shapes))
 
 
