@@ -170,6 +170,7 @@ def recipe_keys(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "train.adam_beta2": BETAS[1],
         "train.weight_decay": WEIGHT_DECAY,
         "train.max_grad_norm": CLIP,
+        "train.bf16": False,  # as the plain loop
         "train.logging_steps": EVALUATE_EVERY,
         "train.eval_strategy": "no",
         "train.save_strategy": "no",

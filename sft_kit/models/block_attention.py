@@ -13,6 +13,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
+from sft_kit.models.seeded_dropout import draw_mask, draw_seed, keep_numbers
+
 BLOCKS = "blocks"
 """Name of this kernel among transformers' attention implementations."""
 
@@ -35,6 +37,7 @@ def block_attention(
     *,
     scale: float,
     is_causal: bool = False,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Softmax attention. Probabilities are made anew in the backward, a block at a time.
 
@@ -45,6 +48,7 @@ def block_attention(
         mask: (B or 1, N or 1, T, T) bool, True where a query may look.
         scale: Factor of the products.
         is_causal: A query sees no later key; blocks that nobody sees are not computed.
+        dropout: Share of the attention weights that are set to 0.
 
     Returns:
         (B, N, T, D). A query that may look nowhere gets the mean of all values.
@@ -52,7 +56,9 @@ def block_attention(
     Source:
         Rabe and Staats 2021, arXiv 2112.05682 (attention in blocks, recomputed in the backward).
     """
-    result: torch.Tensor = _BlockAttention.apply(query, key, value, mask, scale, is_causal)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
+        query, key, value, mask, scale, is_causal, dropout
+    )
     return result
 
 
@@ -66,15 +72,20 @@ class _BlockAttention(torch.autograd.Function):
         mask: torch.Tensor | None,
         scale: float,
         is_causal: bool,
+        dropout: float,
     ) -> torch.Tensor:
         shape = query.shape
         query = query.mul(scale).reshape(-1, *shape[2:])
         key, value = (one.reshape(-1, *shape[2:]) for one in (key, value))
         result = torch.empty_like(query)
-        ctx.options = (shape, scale, is_causal)
+        ctx.options, ctx.dropout = (shape, scale, is_causal), dropout
+        ctx.seed = draw_seed() if dropout else None
         for block, seen in _blocks(shape[2], is_causal):
             weights = _weights(query, key, mask, block, seen, ctx.options)
+            weights = keep_numbers(weights, _mask_of(weights, block, ctx))
             result[:, block] = torch.bmm(weights, value[:, :seen])
+        if dropout:
+            result.div_(1 - dropout)
         ctx.save_for_backward(query, key, value, mask)
         return result.view(shape)
 
@@ -84,18 +95,27 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, mask = ctx.saved_tensors
         shape, scale, is_causal = ctx.options
         gradient = gradient.reshape(query.shape)
+        if ctx.dropout:
+            gradient = gradient / (1 - ctx.dropout)
         of_query = torch.empty_like(query)
         of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
         for block, seen in _blocks(shape[2], is_causal):
             weights = _weights(query, key, mask, block, seen, ctx.options)
             upstream = gradient[:, block]
-            of_value[:, :seen].baddbmm_(weights.transpose(1, 2), upstream)
+            keep = _mask_of(weights, block, ctx)
+            of_value[:, :seen].baddbmm_(keep_numbers(weights, keep).transpose(1, 2), upstream)
             of_weights = torch.bmm(upstream, value[:, :seen].transpose(1, 2))
+            of_weights = keep_numbers(of_weights, keep)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_query[:, block] = torch.bmm(of_scores, key[:, :seen])
             of_key[:, :seen].baddbmm_(of_scores.transpose(1, 2), query[:, block])
         parts = (of_query.mul_(scale), of_key, of_value)
-        return (*(one.view(shape) for one in parts), None, None, None)
+        return (*(one.view(shape) for one in parts), None, None, None, None)
+
+
+def _mask_of(weights: torch.Tensor, block: slice, ctx: Any) -> torch.Tensor | None:  # noqa: ANN401
+    """Draw the dropout of one block; the same one forward and backward."""
+    return draw_mask(weights, None if ctx.seed is None else ctx.seed + block.start, ctx.dropout)
 
 
 def _blocks(length: int, is_causal: bool) -> list[tuple[slice, int]]:
@@ -152,7 +172,6 @@ def _blocks_forward(
         and query.device.type == "cpu"
         and query.shape[2] == key.shape[2]
         and query.shape[3] == value.shape[3]
-        and dropout == 0.0
         and (attention_mask is None or attention_mask.dtype == torch.bool)
         and options.get("position_bias") is None
         and torch.is_grad_enabled()
@@ -169,6 +188,7 @@ def _blocks_forward(
         attention_mask,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         is_causal=causal and attention_mask is None and query.shape[2] > 1,
+        dropout=dropout,
     )
     return attended.transpose(1, 2).contiguous(), None
 

@@ -17,12 +17,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from sft_kit.models.seeded_dropout import draw_mask, draw_seed, keep_numbers
+
 _QUANTIZED = (Linear4bit, Linear8bitLt)
 _BY_DEEPSPEED = "ds_id"
 """Mark of weights that ZeRO-3 gathers only while the module's own forward runs."""
-_LANES = 4
-"""Random numbers of 15 bits that are cut from one of 64."""
-_RANGE = 1 << 15
 
 
 class _Fused:
@@ -187,9 +186,9 @@ class _LoraLinear(torch.autograd.Function):
         bias: torch.Tensor | None = base.bias  # torch's stubs forget that there may be none
         result = rows @ weight if bias is None else torch.addmm(bias.to(dtype), rows, weight)
         ctx.base, ctx.probability, ctx.scale = base, probability, scale / (1 - probability)
-        ctx.seed = _draw_seed() if probability else None
-        keep = _draw_mask(rows, ctx.seed, probability)
-        inner = _apply(rows, keep) @ down.to(dtype).t()
+        ctx.seed = draw_seed() if probability else None
+        keep = draw_mask(rows, ctx.seed, probability)
+        inner = keep_numbers(rows, keep) @ down.to(dtype).t()
         result.addmm_(inner, up.to(dtype).t(), alpha=ctx.scale)
         ctx.save_for_backward(rows, inner, down, up)
         return result
@@ -200,49 +199,15 @@ class _LoraLinear(torch.autograd.Function):
         rows, inner, down, up = ctx.saved_tensors
         dtype = rows.dtype
         # The mask is drawn anew: kept, it would take as much room as the rows.
-        keep = _draw_mask(rows, ctx.seed, ctx.probability)
+        keep = draw_mask(rows, ctx.seed, ctx.probability)
         of_inner = (upstream @ up.to(dtype)).mul_(ctx.scale)
         of_up = (upstream.t() @ inner).to(up.dtype).mul_(ctx.scale)
-        of_down = (of_inner.t() @ _apply(rows, keep)).to(down.dtype)
+        of_down = (of_inner.t() @ keep_numbers(rows, keep)).to(down.dtype)
         of_rows = None
         if ctx.needs_input_grad[0]:
             of_rows = upstream @ _read_weight(ctx.base, dtype).t()
             if keep is None:
                 of_rows.addmm_(of_inner, down.to(dtype))
             else:
-                of_rows += _apply(of_inner @ down.to(dtype), keep)
+                of_rows += keep_numbers(of_inner @ down.to(dtype), keep)
         return of_rows, None, of_down, of_up, None, None
-
-
-def _draw_seed() -> int:
-    """Draw from torch's random state, as dropout does."""
-    return int(torch.randint(1 << 62, ()).item())
-
-
-def _draw_mask(rows: torch.Tensor, seed: int | None, probability: float) -> torch.Tensor | None:
-    """Draw which numbers stay; the same ones for the same seed.
-
-    Returns:
-        Like `rows`, integers of as many bits: all ones where a number stays, else zeros. None:
-        all stay. Fifteen random bits decide, so that the share is right to 1/32768.
-    """
-    if seed is None:
-        return None
-    size, device = rows.element_size(), rows.device
-    count = rows.numel() if size == 2 else 2 * rows.numel()
-    generator = torch.Generator(device).manual_seed(seed)
-    drawn = torch.empty(-(-count // _LANES), dtype=torch.int64, device=device)
-    lanes = drawn.random_(generator=generator).view(torch.int16)[:count]
-    limit = round(probability * _RANGE)
-    drops = lanes.bitwise_and_(_RANGE - 1).sub_(limit).bitwise_right_shift_(15)
-    if size == 2:
-        return drops.bitwise_not_().view(rows.shape)
-    first = drops.view(*rows.shape, 2)[..., 0]
-    return first.to(torch.int32 if size == 4 else torch.int64).bitwise_not_()
-
-
-def _apply(rows: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    """Set to 0 what does not stay, bit by bit: a third of what a multiplication by bool costs."""
-    if keep is None:
-        return rows
-    return rows.contiguous().view(keep.dtype).bitwise_and(keep).view(rows.dtype)

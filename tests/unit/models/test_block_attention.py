@@ -58,6 +58,22 @@ def test_torch_checks_the_gradient_by_differences():
     )
 
 
+def test_with_dropout_forward_and_backward_drop_the_same_weights():
+    parts = [one[:, :1, :, :2].detach().clone().requires_grad_() for one in drawn(1, 5)]
+
+    def seeded(*one):
+        torch.manual_seed(2)
+        return block_attention(*one, scale=0.7, is_causal=True, dropout=0.4)
+
+    assert torch.autograd.gradcheck(seeded, parts)
+    whole = block_attention(*parts, scale=0.7, is_causal=True)
+    drawings = [
+        block_attention(*parts, scale=0.7, is_causal=True, dropout=0.4) for _ in range(3000)
+    ]
+    many = torch.stack(drawings).detach()
+    assert ((many.mean(0) - whole).abs() < 5 * many.std(0) / 3000**0.5 + 1e-9).all()
+
+
 GPT2 = GPT2Config(
     n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=200, attn_pdrop=0, resid_pdrop=0,
     embd_pdrop=0, pad_token_id=0,

@@ -15,8 +15,6 @@ from sft_kit.models.fused_lora import (
     FusedLinear,
     FusedLinear4bit,
     FusedLinear8bit,
-    _apply,
-    _draw_mask,
     use_fused_lora,
 )
 
@@ -111,22 +109,6 @@ def test_what_is_not_plain_goes_the_way_of_peft(how, monkeypatch):
     else:
         model(x)
     assert taken
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_dropout_drops_its_share_and_the_same_numbers_for_the_same_seed(dtype):
-    rows = torch.ones(500, 400, dtype=dtype)
-    keep = _draw_mask(rows, 11, 0.1)
-    dropped = _apply(rows, keep)
-    assert set(dropped.unique().tolist()) == {0.0, 1.0}
-    share = 1 - float(dropped.double().mean())
-    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / rows.numel()) ** 0.5
-    by_row = 1 - dropped.double().mean(1)  # no stripes: rows and columns differ as drawn
-    by_column = 1 - dropped.double().mean(0)
-    assert abs(float(by_row.std()) - (0.09 / 400) ** 0.5) < 0.003
-    assert abs(float(by_column.std()) - (0.09 / 500) ** 0.5) < 0.003
-    assert torch.equal(dropped, _apply(rows, _draw_mask(rows, 11, 0.1)))
-    assert not torch.equal(dropped, _apply(rows, _draw_mask(rows, 12, 0.1)))
 
 
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
