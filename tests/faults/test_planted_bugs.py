@@ -140,7 +140,7 @@ BUGS = {
         "def _read(path: Path) -> dict[str, torch.Tensor]:\n"
         "    return torch.load(path, weights_only=False)\n\n\n"
         "def _read_words(path: Path) -> dict[str, torch.Tensor]:\n",
-        ("unit/models/test_pickles.py",),
+        ("unit/models/test_tensor_archive.py",),
     ),
     "tokens are pushed": Bug(
         "hub/secrets.py",
