@@ -84,7 +84,7 @@ def fit_cost(shapes: Sequence[Shape], values: Sequence[float]) -> Cost:
     for parts in _choices(min(_NUM_PARTS, len(shapes))):
         columns = sizes[:, parts] / scale[parts]
         found, *_ = np.linalg.lstsq(columns, target, rcond=None)
-        if (found < -1e9).any():
+        if (found < 0).any():
             continue
         squares = float(((columns @ found - target) ** 2).sum())
         penalty = len(parts) * math.log(max(len(shapes), 2))

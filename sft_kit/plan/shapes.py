@@ -29,7 +29,7 @@ class Shape:
 
 def split(shape: Shape, num_parts: int) -> list[Shape]:
     """Cut a micro-batch into smaller ones, row by row; each is as wide as its longest row."""
-    size = len(shape.lengths)
+    size = max(1, -(-len(shape.lengths) // num_parts))
     starts = range(0, len(shape.lengths), size)
     return [_with_rows(shape, shape.lengths[start : start + size]) for start in starts]
 

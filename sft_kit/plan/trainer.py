@@ -41,8 +41,7 @@ class MeasuringTrainer(SafeTrainer):
     """Goes through the steps of the real Trainer over batches of its own choice.
 
     The narrowest batches come first and the widest last, for the peaks of memory; then batches as
-    the run would have them, for the time. Evaluations see a part of the rows. Only what is named
-    in `Recorder` is written beside the run folder.
+    the run would have them, for the time. Evaluations see a part of the rows.
 
     Args:
         recorder: Takes the figures.
@@ -57,6 +56,7 @@ class MeasuringTrainer(SafeTrainer):
         self._sampled = Sampled()
         self._rising: list[Batch] = []
         self._mixed: Iterator[Batch] = iter(())
+        self._kinds: list[str] = []  # of the micro-batches of the step under way
         self._num_mixed = 0
         self._mixed_since: tuple[float, float] | None = None
         self._seen_widest_again = False
@@ -128,13 +128,16 @@ class MeasuringTrainer(SafeTrainer):
 
     def _next_batch(self) -> Batch:
         if self._rising:
+            self._kinds.append("rising")
             return dict(self._rising.pop(0))
         if self.state.global_step and not self._seen_widest_again:
             # The optimizer has its states now, and the allocator its holes.
             self._seen_widest_again = True
+            self._kinds.append("rising")
             assert self._sampled.widest is not None
             return dict(self._sampled.widest)
         self._num_mixed += 1
+        self._kinds.append("mixed")
         self._mixed_since = self._mixed_since or (time.perf_counter(), time.thread_time())
         return dict(next(self._mixed))
 
@@ -145,7 +148,7 @@ class MeasuringTrainer(SafeTrainer):
             loss = super().training_step(*args, **kwargs)
         self._in_micro_steps[0] += part.seconds
         self._in_micro_steps[1] += part.cpu_seconds
-        kind = "mixed" if self._num_mixed else "rising"
+        kind = self._kinds.pop(0)
         self._recorder.write("micro_step", part, shape=_described(shape), kind=kind)
         self._last_padded = shape.padded
         self._last_peak = part.device_bytes or part.host_bytes

@@ -1,0 +1,48 @@
+"""A run that is measured: which batches it tries, what it notes, and what it leaves behind."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+from sft_kit.plan import trainer as measured
+from sft_kit.plan.forecast import forecast
+from sft_kit.plan.measurement import read_measurement
+from sft_kit.plan.recorder import Recorder
+from sft_kit.plan.trainer import MeasuringTrainer
+
+
+def test_a_short_run_with_accumulation_still_tries_its_widest_batch(
+    tmp_path: Path, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "_MIXED_SECONDS", 0.1)
+    figures, folder = tmp_path / "figures.jsonl", tmp_path / "run"
+    folder.mkdir()
+    recorder = Recorder(figures)
+    trainer = make_trainer(
+        kind=partial(MeasuringTrainer, recorder), rows=22, eval_rows=3,
+        gradient_accumulation_steps=2, max_steps=2, eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=2, save_total_limit=1,
+    )  # fmt: skip
+    trainer.train()
+    recorder.phase("end")
+    found = read_measurement(figures)
+
+    assert [sum(len(shape.lengths) for shape in found.shapes), len(found.shapes)] == [22, 6]
+    tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
+    assert sum(shape.real for shape in found.shapes) == tokens
+    widest = max(found.shapes, key=lambda shape: shape.padded)
+    rising = [one.shape for one in found.micro_steps if one.is_rising]
+    assert rising.count(widest) >= 2  # once more when the optimizer has its states
+    assert max(map(len, (shape.lengths for shape in rising))) == 4
+    assert sum(not one.is_rising for one in found.micro_steps) >= 4
+    sizes = ("num_steps", "accumulation", "num_evaluations", "num_checkpoints")
+    assert [found.run[name] for name in sizes] == [2, 2, 2, 1]
+    assert found.checkpoint_bytes > 0
+    assert not list(folder.glob("checkpoint-*"))
+    planned = forecast(found)
+    assert planned.num_steps == 2
+    assert planned.host.value >= max(one.host_bytes for one in found.micro_steps)
+    assert planned.parts["steps"].value > 0
