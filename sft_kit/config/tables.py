@@ -295,7 +295,6 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "lora_rank": "use adapter.r",
         "rank": "use adapter.r",
         "alpha": "use adapter.lora_alpha",
-        "dropout": "use adapter.lora_dropout",
         "lora_target_modules": "use adapter.target_modules",
         "<<": "write the keys out: merge keys aren't part of YAML 1.2",
     }

@@ -46,7 +46,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
         self._host = self._device = 0  # peaks of this phase that were forgotten since
         self.write("machine", None, **_memory())
         age = time.time() - psutil.Process().create_time()
@@ -79,8 +79,8 @@ class Recorder:
         """Append one line."""
         taken = {} if part is None else {name: getattr(part, name) for name in part.__slots__}
         line = {"event": event, "time": time.time(), **taken, **figures}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def peaks(self) -> tuple[int, int]:
         """Peaks of host and accelerator since they were last forgotten, in bytes."""

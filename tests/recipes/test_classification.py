@@ -386,10 +386,10 @@ def test_a_head_swapped_after_the_adapter_was_attached_does_not_end_as_a_finishe
     def plant(recipe):
         attach = recipe.attach_lora
 
-        def attach_then_swap(model, config):
+        def attach_then_swap(model, config, **options):
             from torch import nn
 
-            attached = attach(model, config)
+            attached = attach(model, config, **options)
             base = attached.get_base_model()
             base.classifier = nn.Linear(32, 3)
             return attached

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from huggingface_hub.utils._xet import get_xet_session
 
 from sft_kit.artifacts.publishing import push_run
 from sft_kit.command import run_recipe
@@ -33,6 +34,7 @@ def push_and_exit(run: Path, patience: Patience, said: Path) -> NoReturn:
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         sys.stderr = os.fdopen(2, "w")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by background jobs
+        get_xet_session()  # of this process: one that another test began can't be ended in a child
         run_recipe(lambda: push_run(run, TARGET, patience=patience) and None)
         code = 0
     except SystemExit as end:
