@@ -2,7 +2,7 @@
 # One job over several machines:
 #   sbatch recipes/launch/slurm.sh recipes/sft_gpt2_lora.py train.output_dir=/shared/runs/sft
 # Slurm starts one launcher per machine, each launcher one process per GPU. SIGTERM comes two minutes
-# before the time limit: the run finishes its step, saves and ends with 143. Submit the same command
+# before the time limit: the run finishes its step, saves and ends. Submit the same command
 # with --resume, or once with `sbatch --requeue`, and it goes on.
 #SBATCH --job-name=sft_kit
 #SBATCH --nodes=2

@@ -79,6 +79,9 @@ The base was a folder that is not on the Hub under a known name: put its place w
 ## Limits
 
 {% block limits required %}{% endblock %}
+{% if resumed_from %}
+The run was resumed at step {{ resumed_from }}: seconds and tokens per second are of its last session.
+{% endif %}
 {% if has_held_out %}
 The held-out figures above are from rows of the same data; they say nothing about other subjects.
 {% if is_best %}
@@ -130,6 +133,7 @@ def common_facts(
         "pictures": pictures,
         "quantization": quantization_option(model),
         "options": "".join(f", {key}={value!r}" for key, value in _replaced_config(model).items()),
+        "resumed_from": int(float(str(metrics.get("resumed_from_step", 0)))),
         "has_held_out": any(key.startswith("eval_") for key in metrics),
         "is_best": train.get("load_best_model_at_end") is True,
         "rows": cast("Mapping[str, object]", record["data"]).get("num_train_rows"),

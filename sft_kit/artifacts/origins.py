@@ -13,7 +13,8 @@ from sft_kit.run_record import RUN_FILE, read_record
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+/?$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+"""What a base may be called on the Hub: no place, such as `..` or `../base`."""
 _LICENCE_LINE = re.compile(r"licen[cs]e", re.IGNORECASE)
 _LICENCE = re.compile(
     r"(?<![\w.-])(Apache-2\.0|MIT|BSD-[23]-Clause|[AL]?GPL-[23]\.[01]|MPL-2\.0|Unlicense|"
@@ -59,7 +60,7 @@ def name_of_checkpoint(checkpoint: str, folder: str | None = None) -> tuple[str,
         return "/".join(cached.groups()), True
     is_here = Path(checkpoint).exists() or Path(checkpoint).is_absolute()
     was_there = path.as_posix().endswith(f"/{checkpoint.strip('./')}")
-    if not (is_here or was_there) and _HUB_NAME.fullmatch(checkpoint):
+    if not (is_here or was_there) and HUB_NAME.fullmatch(checkpoint):
         return checkpoint, True
     known = _own_id(path)
     return (known, True) if known else (Path(checkpoint).name or path.name, False)

@@ -1,6 +1,7 @@
 """`run.yaml` as others may read it: the same settings and figures, nothing of this machine."""
 
 import io
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ _PRIVATE_SETTINGS = ("push_to_hub", "run_name", "project")
 _PRIVATE_PREFIXES = ("hub_", "trackio_")
 _PRIVATE_BASE_FACTS = ("name", "folder")
 _IS_PLACE = re.compile(r"[/~]|\.{1,2}([/\\]|$)|[A-Za-z]:[/\\]|.*\\")
+_BEGINS_AS_PLACE = re.compile(r"(/|~/|\.{1,2}/)[^/]+/|[A-Za-z]:[/\\]")
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|ya?ml|py)(:\w+)?$")
 
 
@@ -82,7 +84,9 @@ def _without_places(value: object) -> object:
 
 
 def _last_name(text: str) -> str:
-    if "\n" in text or " " in text or not ("/" in text or "\\" in text):
+    if "\n" in text or not ("/" in text or "\\" in text):
         return text
-    is_place = _IS_PLACE.match(text) or _FILE.search(text) or Path(text).exists()
+    # What has a space may be a sentence: it takes more than a dot or a slash at its beginning.
+    begins = _BEGINS_AS_PLACE if " " in text else _IS_PLACE
+    is_place = begins.match(text) or _FILE.search(text) or os.path.exists(text)
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if is_place else text

@@ -1,11 +1,11 @@
 """A run from the Hub to a run folder that the commands take."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 from sft_kit.artifacts.load import check_weights
+from sft_kit.artifacts.origins import HUB_NAME
 from sft_kit.config.yaml_text import read_yaml
 from sft_kit.errors import CheckpointError, ConfigError, Problem
 from sft_kit.hub.allowed_files import RECIPE_FILE
@@ -13,8 +13,6 @@ from sft_kit.hub.deadline import Patience
 from sft_kit.hub.pull import Pulled, pull_files
 from sft_kit.manifest import write_folder
 from sft_kit.run_record import write_record
-
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def pull_run(
@@ -74,7 +72,7 @@ def _checked_record(path: Path, repo: str) -> dict[str, object]:
         raise _not_a_run(repo, "it names no weights")
     model = settings.get("model")
     checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
-    if checkpoint is not None and not _NAME.fullmatch(str(checkpoint)):
+    if checkpoint is not None and not HUB_NAME.fullmatch(str(checkpoint)):
         raise _not_a_run(repo, f"it names {checkpoint!r} as its base, which is no name on the Hub")
     base = record.get("base")
     if isinstance(base, dict):

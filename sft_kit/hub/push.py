@@ -88,7 +88,8 @@ def push_files(
     """
     check_name(target.repo, WHAT)
     refuse_other_files(files, target.repo)
-    refuse_secrets(files, secrets, target.repo)
+    words = {"--message": target.message.encode(), "--revision": target.revision.encode()}
+    refuse_secrets({**files, **words}, secrets, target.repo)
     digests = {name: digest_of(content) for name, content in files.items()}
     num_bytes = sum(size_of(content) for content in files.values())
 

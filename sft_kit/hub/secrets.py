@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_token
 
 from sft_kit.errors import HubError, Problem
-from sft_kit.hub.allowed_files import TOKENIZER, WEIGHTS, png_texts, safetensors_header
+from sft_kit.hub.allowed_files import RECIPE_FILE, TOKENIZER, WEIGHTS, png_texts, safetensors_header
 from sft_kit.hub.content import Content, opened
 
 _MIN_SECRET_LETTERS = 8
@@ -33,9 +33,12 @@ _LOOKS_SECRET = {
 }
 _LOOKS_LOCAL = re.compile(
     rb"(?<![\w.:/~-])(file://|~/|"
-    rb"/(home|Users|root|tmp|mnt|media|data|work|scratch|opt|srv|var|usr|etc)/)[\w.@+/-]+|"
+    rb"/(home|Users|root|tmp|mnt|media|data|work|workspace|scratch|shared|storage|projects|runs|"
+    rb"nfs|gpfs|lustre|opt|srv|var|usr|etc)/)[\w.@+/-]+|"
     rb"[A-Za-z]:\\+Users\\+\w+"
 )
+_FROM_RECORD = "it is made from the run folder's run.yaml: take it out there, and push again"
+_WHAT_TO_DO = {RECIPE_FILE: _FROM_RECORD, "README.md": _FROM_RECORD}
 _EVERYONES_NAMES = frozenset(
     {
         *("root", "user", "users", "admin", "administrator", "ubuntu", "debian", "centos"),
@@ -104,7 +107,7 @@ def refuse_secrets(files: Mapping[str, Content], secrets: Secrets, repo: str) ->
         HubError: Each file and what kind of thing stands in it.
     """
     problems = [
-        Problem(name, "", f"holds {kind}", "take it out, and push again")
+        Problem(name, "", f"holds {kind}", _WHAT_TO_DO.get(name, "take it out, and push again"))
         for name, content in files.items()
         for kind in sorted(set(findings(name, content, secrets)))
     ]

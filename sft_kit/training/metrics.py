@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from sft_kit.devices import peak_memory_bytes
 from sft_kit.models.token_losses import TokenLosses
 from sft_kit.objectives.language import IGNORED, next_token_loss, token_nll
+from sft_kit.training.progress import logged_loss
 from sft_kit.training.randomness import isolated_randomness
 from sft_kit.training.sharding import needs_optimizer
 
@@ -109,8 +110,9 @@ def of_the_model(metrics: Mapping[str, float]) -> dict[str, float]:
 def run_metrics(trainer: Trainer) -> dict[str, float]:
     """Sum up a finished training: steps, seconds, tokens per second, peak memory.
 
-    Seconds and tokens are those of this process's session: a resumed run counts from its
-    checkpoint. Evaluations and checkpoints on the way are part of the time.
+    The loss is the mean over all steps. Seconds and tokens are those of this process's session: a
+    resumed run counts from its checkpoint, whose step is told then. Evaluations and checkpoints on
+    the way are part of the time.
     """
     logged: dict[str, float] = {}
     for entry in trainer.state.log_history:
@@ -121,6 +123,9 @@ def run_metrics(trainer: Trainer) -> dict[str, float]:
         "num_steps": float(trainer.state.global_step),
         "peak_memory_bytes": float(peak_memory_bytes()),
     }
+    if trainer._initial_global_step:  # upstream's mean is over the steps of this session
+        metrics["train_loss"] = logged_loss(trainer.state.log_history)
+        metrics["resumed_from_step"] = float(trainer._initial_global_step)
     num_tokens = trainer.state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
     if num_tokens and logged["train_runtime"]:
         metrics["tokens_per_second"] = num_tokens / logged["train_runtime"]

@@ -78,6 +78,23 @@ def test_a_data_set_of_the_hub_is_linked():
         assert data_set_of_run({"path": path}) == ""
 
 
+@pytest.mark.parametrize(
+    ("written", "public"),
+    [
+        ("/shared/Alice Data/eval.jsonl", "eval.jsonl"),
+        ("my data/rows.jsonl", "rows.jsonl"),
+        ("~/My Models/base", "base"),
+        ("C:\\My Data\\rows", "rows"),
+        ("Is 1 / 2 a half?", "Is 1 / 2 a half?"),
+        ("/imagine a cat", "/imagine a cat"),
+        ("name an input/output device", "name an input/output device"),
+    ],
+)
+def test_a_path_with_a_space_is_one_and_a_sentence_is_none(written, public):
+    record = {"settings": {"data": {"path": written}}}
+    assert public_record(record, samples=True)["settings"] == {"data": {"path": public}}
+
+
 def test_every_path_in_a_record_becomes_its_last_name():
     settings = {
         "model": {"checkpoint": "org/model"},

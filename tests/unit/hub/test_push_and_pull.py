@@ -187,18 +187,18 @@ def test_a_pulled_run_can_be_pushed_again(
     assert copy == yaml.safe_load(text_of(hub, "recipe.yaml"))
 
 
+OUTSIDE = b"status: finished\nweights: {a: b}\nsettings: {model: {checkpoint: %s}}\n"
 TAMPERED = (
+    *(
+        ("recipe.yaml", OUTSIDE % place, "no name on the Hub")
+        for place in (b"../../etc", b"..", b"../base", b"me/..")
+    ),
     ("adapter_model.safetensors", safetensors(seed=5), "not the ones the run saved"),
     ("adapter_model.safetensors", b"PK\x03\x04 a zip", "not what its name says"),
     ("loss.png", b"\x80\x04pickle", "not what its name says"),
     ("recipe.yaml", b"status: running\nsettings: {}\n", "not the record of a finished run"),
     ("recipe.yaml", b"a: &a [x]\nb: &b [*a, *a]\n" * 9, "recipe.yaml"),
     ("recipe.yaml", b"x: !!python/object:os.system ls\n", "tag"),
-    (
-        "recipe.yaml",
-        b"status: finished\nweights: {a: b}\nsettings: {model: {checkpoint: ../../etc}}\n",
-        "no name on the Hub",
-    ),
 )
 
 
@@ -251,6 +251,20 @@ def test_a_public_repository_is_pushed_to_only_where_that_is_asked_for(
     with pytest.raises(HubError, match=r"everybody sees this repository \(add --public"):
         push_run(run, TARGET, patience=patience)
     push_run(run, public, patience=patience)
+
+
+@pytest.mark.parametrize("words", [{"message": "done with"}, {"revision": "of"}])
+@pytest.mark.parametrize("secret", ["hf_" + "Q" * 34, "/shared/alice/x"])
+def test_the_message_and_the_branch_are_searched_too(
+    hub: HubServer, run: Path, patience: Patience, words: dict[str, str], secret: str
+):
+    ((name, text),) = words.items()
+    target = Target("me/run", **{name: f"{text} {secret}"})
+    with pytest.raises(HubError, match="nothing was sent") as caught:
+        push_run(run, target, patience=patience)
+    assert f"--{name}" in [problem.where for problem in caught.value.problems]
+    assert secret not in str(caught.value)
+    assert not hub.repositories
 
 
 def test_a_branch_is_made_and_named_in_the_card(hub: HubServer, run: Path, patience: Patience):

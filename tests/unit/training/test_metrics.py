@@ -143,6 +143,19 @@ def test_tokens_per_second_of_a_resumed_run_are_of_its_own_session(make_trainer:
     assert metrics["tokens_per_second"] == pytest.approx(tokens / metrics["train_seconds"])
 
 
+def test_the_loss_of_a_resumed_run_is_the_mean_over_all_its_steps(make_trainer: MakeTrainer):
+    settings = {"logging_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    straight = make_trainer(**settings)
+    straight.train()
+    whole = run_metrics(straight)
+    resumed = make_trainer(**settings)
+    resumed.train(resume_from_checkpoint=f"{straight.args.output_dir}/checkpoint-2")
+    metrics = run_metrics(resumed)
+    assert metrics["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
+    assert metrics["resumed_from_step"] == 2
+    assert "resumed_from_step" not in whole
+
+
 def test_without_counted_tokens_no_speed_is_made_up(make_trainer: MakeTrainer):
     trainer = make_trainer(max_steps=1)
     trainer.train()
