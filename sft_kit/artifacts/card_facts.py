@@ -80,7 +80,7 @@ The base was a folder that is not on the Hub under a known name: put its place w
 
 {% block limits required %}{% endblock %}
 {% if resumed_from %}
-The run was resumed at step {{ resumed_from }}: seconds and tokens per second are of its last session.
+The run was resumed at step {{ resumed_from }}; its seconds are those of the last session.
 {% endif %}
 {% if has_held_out %}
 The held-out figures above are from rows of the same data; they say nothing about other subjects.
