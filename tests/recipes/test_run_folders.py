@@ -200,7 +200,9 @@ def test_speed_of_a_resumed_run_counts_the_tokens_of_its_session(
     session = metrics["tokens_per_second"] * metrics["train_seconds"]
     assert session == pytest.approx(tokens[6] - tokens[4], rel=1e-3)
     losses = [line["loss"] for line in log if "loss" in line]
-    assert metrics["train_loss"] == pytest.approx(sum(losses[4:]) / 2)
+    assert metrics["train_loss"] == pytest.approx(sum(losses) / 6)
+    assert metrics["resumed_from_step"] == 4
+    assert "resumed at step 4" in (folder / "README.md").read_text()
 
 
 def test_other_settings_are_refused_on_resuming_and_named(run_recipe, small_lora, interrupted_run):
