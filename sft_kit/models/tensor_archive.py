@@ -25,7 +25,7 @@ _MAX_PICKLE_BYTES = 2_000_000
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**62
 _DAMAGED = (BadZipFile, OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error)
-_TODO = "take the weights as safetensors, from where they were published"
+_GET_SAFETENSORS = "take the weights as safetensors, from where they were published"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except MoreThanTensorsError as error:
         told = f"found a pickle that holds more than tensors ({error}); nothing of it was run"
         raise CheckpointError(
-            f"{path} can't be read", [Problem(str(path), "", told, _TODO)]
+            f"{path} can't be read", [Problem(str(path), "", told, _GET_SAFETENSORS)]
         ) from error
     except (MemoryError, torch.OutOfMemoryError, FileNotFoundError, CheckpointError):
         raise
@@ -89,7 +89,9 @@ def _refuse_other_kinds(path: Path) -> None:
             "found a bare pickle, such as torch wrote before 1.6, of which nothing was run; "
             "accepts the archives written since"
         )
-        raise CheckpointError(f"{path} can't be read", [Problem(str(path), "", found, _TODO)])
+        raise CheckpointError(
+            f"{path} can't be read", [Problem(str(path), "", found, _GET_SAFETENSORS)]
+        )
     if start != _ZIP:
         raise ValueError("it is no file of torch.save")
 
