@@ -122,10 +122,13 @@ class Hub:
             except (PassingError, *_ERRORS) as error:
                 passing = _judged(error, what, repo)
             pause = max(wait, passing.wait_seconds or 0.0)
-            if attempt == self._patience.attempts or pause > self._deadline.seconds_left():
+            is_too_long = pause > self._deadline.seconds_left()
+            if attempt == self._patience.attempts or (passing.wait_seconds and is_too_long):
                 raise gave_up(
                     what, repo, str(passing), passing.status, attempt, passing.wait_seconds
                 )
+            if is_too_long:
+                raise OutOfTimeError
             self.say(f"the Hub: {passing}; trying again in {in_seconds(pause)}")
             self._deadline.pause(pause)
             wait = min(2 * wait, self._patience.longest_wait_seconds)
