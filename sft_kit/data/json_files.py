@@ -346,7 +346,7 @@ def _decode_nearby(text: str, at: int) -> Decoded:
                 raise
         else:
             if decoded.end < len(piece):
-                return replace(decoded, end=at + decoded.end)
+                return Decoded(decoded.value, at + decoded.end, decoded.complaints)
     try:
         return decode(text, at)
     except json.JSONDecodeError as error:

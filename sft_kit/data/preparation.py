@@ -171,7 +171,9 @@ def _write(work: _Work, sources: Sequence[Source], parts: Mapping[str, BinaryIO]
                 continue  # only the other bad rows are left to find
             own_keys.extend(map(row_key, some))
             try:
-                write_examples(writer, some, work.tokenizer, work.template, settings)
+                write_examples(
+                    writer, some, work.tokenizer, work.template, settings, are_checked=True
+                )
             except DataError as error:
                 problems += error.problems
     report = report_of(sources, readings, settings)

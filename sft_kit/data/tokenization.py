@@ -80,13 +80,17 @@ def write_examples(
     tokenizer: "PreTrainedTokenizerBase",
     template: Template,
     settings: DataSettings,
+    *,
+    are_checked: bool = False,
 ) -> None:
     """Tokenize some conversations and append them; the other arguments are those of `tokenize`.
+
+    With `are_checked` rows that spell a special token are not looked for: reading refused them.
 
     Raises:
         DataError: One of them can't be rendered; none is appended then.
     """
-    rows, segment_ids = _encode_all(conversations, tokenizer, template)
+    rows, segment_ids = _encode_all(conversations, tokenizer, template, are_checked=are_checked)
     max_length = min(settings.max_length, tokenizer.model_max_length)
     ids, labels, facts = _lay_out(rows, segment_ids, settings.loss_on, max_length)
     facts["num_unlearnt_answers"] = [
@@ -147,14 +151,18 @@ def to_dataset(examples: Sequence[Example]) -> "Dataset":
 
 
 def _encode_all(
-    conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", template: Template
+    conversations: Sequence[Conversation],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template,
+    *,
+    are_checked: bool = False,
 ) -> tuple[list[list[Segment]], list[list[list[int]]]]:
     """Render and encode conversations.
 
     Returns:
         The segments of each row, and the token ids of each segment.
     """
-    rows = _render_all(conversations, tokenizer, template)
+    rows = _render_all(conversations, tokenizer, template, are_checked=are_checked)
     ids = encode_segments(tokenizer, rows)
     # A template writes its leading tokens itself. Plain text gets them as ids: some tokenizers
     # don't take a text for the beginning when tokens are spelled before it.
@@ -168,13 +176,18 @@ def _encode_all(
 
 
 def _render_all(
-    conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", template: Template
+    conversations: Sequence[Conversation],
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template,
+    *,
+    are_checked: bool,
 ) -> list[list[Segment]]:
     rows: list[list[Segment]] = []
     problems: list[Problem] = []
     render = chat_renderer(tokenizer, template)
     for conversation in conversations:
-        problems.extend(conversation_problems(conversation, tokenizer))
+        if not are_checked:
+            problems.extend(conversation_problems(conversation, tokenizer))
         try:
             if conversation.text is None:
                 rows.append(render(conversation.messages))

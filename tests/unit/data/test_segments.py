@@ -160,6 +160,45 @@ def test_no_rows_and_rows_without_text_encode_to_nothing(blank_tokenizer):
     assert encode_segments(tokenizer, [[], as_row(["", ""])]) == [[], [[], []]]
 
 
+@pytest.mark.parametrize("left", ["truncation", "padding", "split special tokens"])
+def test_what_an_earlier_call_left_in_a_tokenizer_changes_no_ids(left, blank_tokenizer):
+    tokenizer = blank_tokenizer("prepend")
+    row = as_row(["</s>hello world</s>", "today</s>"])
+    before = encode_segments(tokenizer, [row])
+    assert len(before[0][0]) > 3
+    if left == "truncation":
+        tokenizer.backend_tokenizer.enable_truncation(2)
+    elif left == "padding":
+        tokenizer.backend_tokenizer.enable_padding(length=64)
+    else:
+        tokenizer.backend_tokenizer.encode_special_tokens = True
+    assert encode_segments(tokenizer, [row]) == before
+
+
+@pytest.mark.parametrize("name", ["__call__", "_encode_plus"])
+def test_a_tokenizer_with_a_way_of_its_own_is_asked_itself(name, blank_tokenizer):
+    tokenizer = blank_tokenizer("prepend")
+    stock = getattr(type(tokenizer), name)
+
+    def in_capitals(self, text, *args, **options):
+        return stock(self, [one.upper() for one in text], *args, **options)
+
+    row, capitals = as_row(["water"]), as_row(["WATER"])
+    expected = encode_segments(tokenizer, [capitals])
+    assert encode_segments(tokenizer, [row]) != expected
+    tokenizer.__class__ = type("Capitals", (type(tokenizer),), {name: in_capitals})
+    assert encode_segments(tokenizer, [row]) == expected
+
+
+def test_a_tokenizer_that_spells_special_tokens_out_does_so(blank_tokenizer):
+    tokenizer = blank_tokenizer("prepend")
+    text = "hello</s>"
+    tokenizer.split_special_tokens = True
+    (ids,) = encode_segments(tokenizer, [as_row([text])])[0]
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("</s>") not in ids
+
+
 # --- tokens in front of a text -------------------------------------------------------------------
 
 
