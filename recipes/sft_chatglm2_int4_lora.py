@@ -66,7 +66,8 @@ def main() -> None:
     model = attach_lora(
         load_causal_lm(settings.model), settings.adapter, fused=settings.model.fused
     )
-    answer_losses(model, fused=settings.model.fused)  # logits are made where there is a label
+    # Logits are made where there is a label; padding is left out where the model can do without.
+    padding = answer_losses(model, fused=settings.model.fused)
     prompts = settings.sample.prompts
     questions: list[list[Message]] = [[{"role": "user", "content": text}] for text in prompts]
     answers_before = generate(model, tokenizer, template, questions, settings.sample)
@@ -81,7 +82,7 @@ def main() -> None:
         callbacks=[LogFile()],
     )
     facts = derive_facts(trainer, rows.train)
-    announce(facts, [*config.notes, *rows.notes()], warnings, rows.train[0], tokenizer)
+    announce(facts, [*config.notes, *padding, *rows.notes()], warnings, rows.train[0], tokenizer)
     run.begin(
         facts=facts,
         data=rows.describe(),

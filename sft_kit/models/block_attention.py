@@ -1,25 +1,34 @@
 """Attention by matrix products over blocks of queries, for 16-bit training on a CPU.
 
 torch 2.13's fused kernel for CPUs goes backward in bfloat16 two to three times slower than the
-matrix products that it is made of. Shapes: B batch, N heads, T tokens, D head dimension.
+matrix products that it is made of. Shapes: B batch, N heads, T tokens, S tokens they
+look at, D head dimension.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import (
+    create_position_bias_mask,
+    repeat_kv,
+    sdpa_attention_forward,
+)
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
-from sft_kit.models.seeded_dropout import draw_mask, draw_seed, keep_numbers
+from sft_kit.models.seeded_dropout import clear_numbers, draw_mask, draw_seed, keep_numbers
 
 BLOCKS = "blocks"
 """Name of this kernel among transformers' attention implementations."""
 
 _BLOCK = 128
 """Queries looked at in one go."""
+_MULTIPLE = 16
+"""Lengths are filled up to a multiple of it: oneDNN keeps kernels for each length."""
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -43,11 +52,12 @@ def block_attention(
 
     Args:
         query: (B, N, T, D).
-        key: (B, N, T, D).
-        value: (B, N, T, D).
-        mask: (B or 1, N or 1, T, T) bool, True where a query may look.
+        key: (B, N, S, D).
+        value: (B, N, S, D).
+        mask: (B or 1, N or 1, T, S) bool, True where a query may look; or numbers that are added to
+            the products and get no gradient.
         scale: Factor of the products.
-        is_causal: A query sees no later key; blocks that nobody sees are not computed.
+        is_causal: S is T, and a query sees no later key; blocks that nobody sees are not computed.
         dropout: Share of the attention weights that are set to 0.
 
     Returns:
@@ -56,10 +66,15 @@ def block_attention(
     Source:
         Rabe and Staats 2021, arXiv 2112.05682 (attention in blocks, recomputed in the backward).
     """
+    length = query.shape[2]
+    if is_causal and mask is None:  # what is filled up stands behind all, where nobody looks
+        query, key, value = (
+            functional.pad(one, (0, 0, 0, -length % _MULTIPLE)) for one in (query, key, value)
+        )
     result: torch.Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
         query, key, value, mask, scale, is_causal, dropout
     )
-    return result
+    return result[:, :, :length]
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -74,15 +89,15 @@ class _BlockAttention(torch.autograd.Function):
         is_causal: bool,
         dropout: float,
     ) -> torch.Tensor:
-        shape = query.shape
+        shape, of_keys = query.shape, key.shape
         query = query.mul(scale).reshape(-1, *shape[2:])
-        key, value = (one.reshape(-1, *shape[2:]) for one in (key, value))
+        key, value = (one.reshape(-1, *of_keys[2:]) for one in (key, value))
         result = torch.empty_like(query)
         ctx.options, ctx.dropout = (shape, scale, is_causal), dropout
         ctx.seed = draw_seed() if dropout else None
-        for block, seen in _blocks(shape[2], is_causal):
+        for block, seen in _blocks(shape[2], of_keys[2], is_causal):
             weights = _weights(query, key, mask, block, seen, ctx.options)
-            weights = keep_numbers(weights, _mask_of(weights, block, ctx))
+            weights = clear_numbers(weights, _mask_of(weights, block, ctx))
             result[:, block] = torch.bmm(weights, value[:, :seen])
         if dropout:
             result.div_(1 - dropout)
@@ -99,18 +114,18 @@ class _BlockAttention(torch.autograd.Function):
             gradient = gradient / (1 - ctx.dropout)
         of_query = torch.empty_like(query)
         of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block, seen in _blocks(shape[2], is_causal):
+        for block, seen in _blocks(shape[2], key.shape[1], is_causal):
             weights = _weights(query, key, mask, block, seen, ctx.options)
             upstream = gradient[:, block]
             keep = _mask_of(weights, block, ctx)
-            of_value[:, :seen].baddbmm_(keep_numbers(weights, keep).transpose(1, 2), upstream)
             of_weights = torch.bmm(upstream, value[:, :seen].transpose(1, 2))
-            of_weights = keep_numbers(of_weights, keep)
+            of_weights = clear_numbers(of_weights, keep)
+            of_value[:, :seen].baddbmm_(keep_numbers(weights, keep).transpose(1, 2), upstream)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_query[:, block] = torch.bmm(of_scores, key[:, :seen])
             of_key[:, :seen].baddbmm_(of_scores.transpose(1, 2), query[:, block])
         parts = (of_query.mul_(scale), of_key, of_value)
-        return (*(one.view(shape) for one in parts), None, None, None, None)
+        return (*(one.view(*shape[:2], *one.shape[1:]) for one in parts), None, None, None, None)
 
 
 def _mask_of(weights: torch.Tensor, block: slice, ctx: Any) -> torch.Tensor | None:  # noqa: ANN401
@@ -118,12 +133,12 @@ def _mask_of(weights: torch.Tensor, block: slice, ctx: Any) -> torch.Tensor | No
     return draw_mask(weights, None if ctx.seed is None else ctx.seed + block.start, ctx.dropout)
 
 
-def _blocks(length: int, is_causal: bool) -> list[tuple[slice, int]]:
+def _blocks(length: int, num_keys: int, is_causal: bool) -> list[tuple[slice, int]]:
     """List blocks of queries, each with the number of keys that it may see."""
     ends = [min(length, start + _BLOCK) for start in range(0, length, _BLOCK)]
     starts = range(0, length, _BLOCK)
     return [
-        (slice(start, end), end if is_causal else length)
+        (slice(start, end), end if is_causal else num_keys)
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -144,9 +159,11 @@ def _weights(
         own = scores[:, :, block]
         later = torch.ones(own.shape[1:], dtype=torch.bool, device=own.device).triu_(1)
         own.masked_fill_(later, lowest)
-    if mask is not None:
-        seen_not = mask[:, :, block, :seen].logical_not()
-        scores.view(*shape[:2], *scores.shape[1:]).masked_fill_(seen_not, lowest)
+    by_head = scores.view(*shape[:2], *scores.shape[1:])
+    if mask is not None and mask.dtype == torch.bool:
+        by_head.masked_fill_(mask[:, :, block, :seen].logical_not(), lowest)
+    elif mask is not None:
+        by_head += mask[:, :, block, :seen]
     return scores.softmax(-1)
 
 
@@ -164,33 +181,59 @@ def _blocks_forward(
     """Attend by blocks where that is faster, else as transformers' `sdpa` does.
 
     A model that answers without learning takes the latter, so that its answers are those of any
-    copy of it, bit by bit.
+    copy of it, bit by bit. Rows that stand one behind the other, with `cu_seq_lens_q` (see
+    `padding_free.py`), are attended one by one.
     """
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    is_plain = (
+    borders, bias = options.get("cu_seq_lens_q"), options.get("position_bias")
+    is_plain = borders is not None or (
         query.dtype in _HALF
         and query.device.type == "cpu"
-        and query.shape[2] == key.shape[2]
+        and (query.shape[2] == key.shape[2] or not causal)
         and query.shape[3] == value.shape[3]
         and (attention_mask is None or attention_mask.dtype == torch.bool)
-        and options.get("position_bias") is None
+        and (bias is None or not bias.requires_grad)
         and torch.is_grad_enabled()
     )
     if not is_plain:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
         )
+    if bias is not None:  # T5 adds numbers to the products by how far apart two tokens are
+        attention_mask = create_position_bias_mask(
+            bias, attention_mask, causal and query.shape[2] > 1, query, key
+        )
     groups = int(getattr(module, "num_key_value_groups", 1))
-    attended = block_attention(
-        query,
-        repeat_kv(key, groups),
-        repeat_kv(value, groups),
-        attention_mask,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        is_causal=causal and attention_mask is None and query.shape[2] > 1,
-        dropout=dropout,
-    )
-    return attended.transpose(1, 2).contiguous(), None
+    attended = [
+        block_attention(
+            *row,
+            mask,
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            is_causal=causal and attention_mask is None and query.shape[2] > 1,
+            dropout=dropout,
+        )
+        for row, mask in _cut_rows(
+            (query, repeat_kv(key, groups), repeat_kv(value, groups)), attention_mask, borders
+        )
+    ]
+    return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
+
+
+def _cut_rows(
+    given: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    borders: torch.Tensor | None,
+) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]]:
+    """Give query, key, value and mask (B, N, T, T) of each row that stands behind another."""
+    if borders is None:
+        yield given, mask
+        return
+    ends = borders.tolist()
+    # Split at once: of a slice, autograd would fill up the gradient to the size of the whole.
+    query, key, value = (torch.split(one, borders.diff().tolist(), 2) for one in given)
+    for number, row in enumerate(zip(query, key, value, strict=True)):
+        place = slice(ends[number], ends[number + 1])
+        yield row, None if mask is None else mask[:, :, place, place]
 
 
 def _blocks_mask(*args: Any, **options: Any) -> torch.Tensor | None:  # noqa: ANN401

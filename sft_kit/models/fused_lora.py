@@ -17,7 +17,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from sft_kit.models.seeded_dropout import draw_mask, draw_seed, keep_numbers
+from sft_kit.models.seeded_dropout import (
+    clear_numbers,
+    draw_mask,
+    draw_seed,
+    keep_numbers,
+    pack_mask,
+    unpack_mask,
+)
 
 _QUANTIZED = (Linear4bit, Linear8bitLt)
 _BY_DEEPSPEED = "ds_id"
@@ -185,29 +192,28 @@ class _LoraLinear(torch.autograd.Function):
         weight = _read_weight(base, dtype)
         bias: torch.Tensor | None = base.bias  # torch's stubs forget that there may be none
         result = rows @ weight if bias is None else torch.addmm(bias.to(dtype), rows, weight)
-        ctx.base, ctx.probability, ctx.scale = base, probability, scale / (1 - probability)
-        ctx.seed = draw_seed() if probability else None
-        keep = draw_mask(rows, ctx.seed, probability)
+        ctx.base, ctx.scale = base, scale / (1 - probability)
+        keep = draw_mask(rows, draw_seed() if probability else None, probability)
+        bits = pack_mask(keep)
         inner = keep_numbers(rows, keep) @ down.to(dtype).t()
         result.addmm_(inner, up.to(dtype).t(), alpha=ctx.scale)
-        ctx.save_for_backward(rows, inner, down, up)
+        ctx.save_for_backward(rows, inner, down, up, bits)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
-        rows, inner, down, up = ctx.saved_tensors
+        rows, inner, down, up, bits = ctx.saved_tensors
         dtype = rows.dtype
-        # The mask is drawn anew: kept, it would take as much room as the rows.
-        keep = draw_mask(rows, ctx.seed, ctx.probability)
+        keep = unpack_mask(bits, rows)
         of_inner = (upstream @ up.to(dtype)).mul_(ctx.scale)
         of_up = (upstream.t() @ inner).to(up.dtype).mul_(ctx.scale)
-        of_down = (of_inner.t() @ keep_numbers(rows, keep)).to(down.dtype)
         of_rows = None
         if ctx.needs_input_grad[0]:
             of_rows = upstream @ _read_weight(ctx.base, dtype).t()
             if keep is None:
                 of_rows.addmm_(of_inner, down.to(dtype))
             else:
-                of_rows += keep_numbers(of_inner @ down.to(dtype), keep)
+                of_rows += clear_numbers(of_inner @ down.to(dtype), keep)
+        of_down = (of_inner.t() @ keep_numbers(rows, keep)).to(down.dtype)
         return of_rows, None, of_down, of_up, None, None

@@ -140,7 +140,7 @@ def load_headed(
     cast("Any", model).sft_kit_head = origin
     let_head_train(model, modules)
     if is_decoder(config):
-        _make_decoder(model, blank.config, lm_weight)
+        _make_decoder(model, blank.config, lm_weight, fused=settings.fused)
         _name_padding(model.config.get_text_config(), pad_token_id)
     return model
 
@@ -270,7 +270,9 @@ def _linear_head(model: PreTrainedModel) -> str | None:
     return names[0] if is_linear else None
 
 
-def _make_decoder(model: PreTrainedModel, config: PreTrainedConfig, lm_weight: float) -> None:
+def _make_decoder(
+    model: PreTrainedModel, config: PreTrainedConfig, lm_weight: float, *, fused: bool
+) -> None:
     learns_language = lm_weight > 0
     if learns_language and not is_language_model(model, config):
         found = (
@@ -282,7 +284,7 @@ def _make_decoder(model: PreTrainedModel, config: PreTrainedConfig, lm_weight: f
         raise ConfigError("this classifier can't be built", [problem])
     head = _linear_head(model)
     assert head is not None, "checked before the weights were loaded"
-    pool_last_token(model, head, learns_language=learns_language)
+    pool_last_token(model, head, learns_language=learns_language, fused=fused)
 
 
 def _name_padding(config: PreTrainedConfig, pad_token_id: int | None) -> None:

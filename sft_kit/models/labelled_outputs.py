@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -16,6 +17,13 @@ LABEL_MASK = "label_mask"
 """Input (B, T) bool: True where the logits are wanted."""
 
 NEXT_SENTENCE_LABEL = "next_sentence_label"
+
+_ROWS_AT_ONCE = 64
+"""The output layer sees a multiple of so many rows, the last of them zeros.
+
+oneDNN prepares a product for each number of rows and keeps what it has prepared: with a vocabulary
+of 8,192 about 12 MB for every new number of labels, measured with torch 2.13 on bf16 instructions.
+"""
 
 
 @dataclass
@@ -55,6 +63,7 @@ class _Asked:
     def __init__(self) -> None:
         self.mask: torch.Tensor | None = None
         self.next_sentence_label: torch.Tensor | None = None
+        self.num_labels = 0
 
     def take(
         self, _model: nn.Module, args: tuple[object, ...], options: dict[str, Any]
@@ -69,7 +78,12 @@ class _Asked:
     def select(
         self, _head: nn.Module, args: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...] | None:
-        return None if self.mask is None else (args[0][self.mask], *args[1:])
+        if self.mask is None:
+            return None
+        states = args[0][self.mask]
+        self.num_labels = len(states)
+        filled = functional.pad(states, (0, 0, 0, -len(states) % _ROWS_AT_ONCE))
+        return (filled, *args[1:])
 
     def give(
         self, _model: nn.Module, _args: tuple[object, ...], output: ModelOutput | None
@@ -79,7 +93,7 @@ class _Asked:
             return output
         has_pairs = "prediction_logits" in output
         return LabelledOutput(
-            logits=output["prediction_logits" if has_pairs else "logits"],
+            logits=output["prediction_logits" if has_pairs else "logits"][: self.num_labels],
             next_sentence_logits=output["seq_relationship_logits"] if has_pairs else None,
             next_sentence_label=self.next_sentence_label,
         )

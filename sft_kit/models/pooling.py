@@ -3,7 +3,8 @@
 transformers' own classes look for the last token that is not the padding token and count positions
 from the left edge. Where texts are padded with the end-of-text token, as GPT-2's are, a text that
 ends in it is pooled one token early; and padding on the left shifts every position. Here both
-follow the attention mask. Shapes: B batch, T tokens, H hidden, K classes, V vocabulary.
+follow the attention mask. In training, padding is left out of the backbone where the attention
+kernel can do without. Shapes: B batch, T tokens, H hidden, K classes, V vocabulary.
 """
 
 import inspect
@@ -15,6 +16,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from sft_kit.models.padding_free import (
+    attention_of,
+    can_leave_out_padding,
+    has_much_padding,
+    leave_out_padding,
+)
 from sft_kit.objectives.classification import (
     classification_loss,
     last_token_index,
@@ -52,9 +59,12 @@ class Pooling:
     takes_positions: bool
     options: dict[str, object]
     learns_language: bool
+    is_padding_free: bool
 
 
-def pool_last_token(model: PreTrainedModel, head: str, *, learns_language: bool = False) -> None:
+def pool_last_token(
+    model: PreTrainedModel, head: str, *, learns_language: bool = False, fused: bool = False
+) -> None:
     """Make a decoder pool at the last real token by the attention mask.
 
     The class becomes a subclass under the same name, so that names in `config.json` and in adapters
@@ -64,6 +74,8 @@ def pool_last_token(model: PreTrainedModel, head: str, *, learns_language: bool 
         model: A decoder with a linear classification head, as transformers made it.
         head: Name of the head, a child of the model.
         learns_language: Answer `lm_nll` too; the embeddings must be the output layer.
+        fused: Leave out padding in training, where the rows then see nothing of each other; three
+            forwards of five tokens tell.
     """
     stock = type(model)
     known = inspect.signature(type(model.base_model).forward).parameters
@@ -77,7 +89,11 @@ def pool_last_token(model: PreTrainedModel, head: str, *, learns_language: bool 
     }
     model.__class__ = type(stock.__name__, (stock,), members)
     cast("Any", model).sft_kit_pooling = Pooling(
-        head, "position_ids" in known, options, learns_language
+        head,
+        "position_ids" in known,
+        options,
+        learns_language,
+        is_padding_free=fused and can_leave_out_padding(cast("PreTrainedModel", model.base_model)),
     )
 
 
@@ -111,8 +127,16 @@ def _forward(
         options["position_ids"] = attention_mask.ne(0).long().cumsum(dim=1).sub(1).clamp(min=0)
     if inputs_embeds is not None:
         options["inputs_embeds"] = inputs_embeds
-    answer = self.base_model(input_ids, attention_mask=attention_mask, **options)
+    options |= {"input_ids": input_ids, "attention_mask": attention_mask}
+    mask = attention_mask if _can_shrink(self, options) else None
+    if mask is not None:
+        options = leave_out_padding(options, attention_of(self))
+    answer = self.base_model(**options)
     hidden: torch.Tensor = answer.last_hidden_state
+    if mask is not None:
+        hidden = hidden.new_zeros(*mask.shape, hidden.shape[-1]).index_put(
+            (mask.ne(0),), hidden[0, : int(mask.sum())]
+        )
     # Every token gets logits before one is picked: transformers' order, so that the bits agree too.
     head = self.get_submodule(pooling.head)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -133,6 +157,21 @@ def _forward(
         embedding = self.get_input_embeddings().weight
         output["lm_nll"] = mean_token_nll(hidden, embedding, input_ids, attention_mask)
     return output.to_tuple() if return_dict is False else output
+
+
+def _can_shrink(model: Any, options: dict[str, Any]) -> bool:  # noqa: ANN401
+    """Whether there is padding to leave out of a backbone's forward, and nothing else is asked."""
+    pooling: Pooling = model.sft_kit_pooling
+    mask: torch.Tensor | None = options["attention_mask"]
+    return (
+        pooling.is_padding_free
+        and model.training
+        and options["input_ids"] is not None
+        and mask is not None
+        and has_much_padding(mask)
+        and not options.get("output_attentions")
+        and not options.get("output_hidden_states")
+    )
 
 
 @torch.no_grad()

@@ -9,8 +9,12 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_ROWS = 128
-"""Rows multiplied at once: enough for a matrix product at full speed."""
+_ROWS = 512
+"""Rows multiplied at once, at most: each product rearranges the whole weight first."""
+_MULTIPLE = 64
+"""Rows are filled up to a multiple of it: oneDNN keeps kernels for each number of rows."""
+_ROOM = 1 << 26
+"""Bytes of logits at most, unless they are of 128 rows."""
 _LOGITS_ON_CPU = 1 << 20
 """Logits looked at in one go: 4 MB as float32, which stay in the cache."""
 _LOGITS_ELSEWHERE = 1 << 27
@@ -58,21 +62,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
+        count = len(hidden)
+        filled = -count % _MULTIPLE
+        hidden, labels = (
+            functional.pad(hidden, (0, 0, 0, filled)),
+            functional.pad(labels, (0, filled)),
+        )
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for rows in _slices(len(hidden), _ROWS):
-            logits = functional.linear(hidden[rows], weight, bias)
+        size = _rows_at_once(weight)
+        room = hidden.new_empty(min(size, len(hidden)), len(weight))
+        for rows in _slices(len(hidden), size):
+            logits = torch.mm(hidden[rows], weight.t(), out=room[: len(labels[rows])])
+            if bias is not None:
+                logits += bias
             _to_errors(logits, labels[rows], losses[rows])
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
-        ctx.save_for_backward(gradient)
-        return losses
+        ctx.save_for_backward(None if gradient is None else gradient[:count])
+        return losses[:count]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None, None
+
+
+def _rows_at_once(weight: torch.Tensor) -> int:
+    return min(_ROWS, max(128, _ROOM // (len(weight) * weight.element_size())))
 
 
 def _to_errors(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor) -> None:

@@ -71,16 +71,22 @@ class SeededLengthGroups(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Put a sampler of this epoch in, before it is asked for its order."""
-        batches = find_grouped_batches(train_dataloader)
-        if batches is None:
-            return
         # A resumed run begins in the middle of an epoch, which counts as a fraction.
-        epoch = int(state.epoch or 0)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        per_process = args.train_batch_size * args.gradient_accumulation_steps
-        batches.sampler = LengthGroups(
-            batches.sampler.lengths, per_process * args.world_size, seed + epoch
-        )
+        group_rows(train_dataloader, args, int(state.epoch or 0))
+
+
+def group_rows(
+    dataloader: "DataLoader[object] | None", args: TrainingArguments, epoch: int
+) -> None:
+    """Put the order of an epoch into what groups rows by length, if anything does."""
+    batches = find_grouped_batches(dataloader)
+    if batches is None:
+        return
+    seed = args.seed if args.data_seed is None else args.data_seed
+    per_process = args.train_batch_size * args.gradient_accumulation_steps
+    batches.sampler = LengthGroups(
+        batches.sampler.lengths, per_process * args.world_size, seed + epoch
+    )
 
 
 def find_grouped_batches(dataloader: "DataLoader[object] | None") -> Any:  # noqa: ANN401

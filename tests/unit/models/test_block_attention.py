@@ -3,7 +3,18 @@
 import pytest
 import torch
 from torch.nn import functional
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5Model,
+)
 
 from sft_kit.models.block_attention import BLOCKS, block_attention, register_blocks
 
@@ -51,6 +62,22 @@ def test_a_mask_hides_what_it_says(length):
         torch.testing.assert_close(own, other)
 
 
+@pytest.mark.parametrize(("length", "num_keys"), [(9, 4), (150, 260), (1, 30)])
+def test_other_tokens_are_looked_at_and_numbers_are_added_to_the_products(length, num_keys):
+    query, key, value = (drawn(2, size)[0] for size in (length, num_keys, num_keys))
+    added = torch.randn(2, HEADS, length, num_keys, dtype=torch.float64)
+    added[0, :, :, 2] = -1e30
+    ours, theirs = (
+        gradients(attend, [query, key, value])
+        for attend in (
+            lambda *one: block_attention(*one, added, scale=0.3),
+            lambda *one: functional.scaled_dot_product_attention(*one, attn_mask=added, scale=0.3),
+        )
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other)
+
+
 def test_torch_checks_the_gradient_by_differences():
     parts = [one[:, :1, :, :2].detach().clone().requires_grad_() for one in drawn(1, 5)]
     assert torch.autograd.gradcheck(
@@ -87,6 +114,33 @@ BERT = BertConfig(
     hidden_dropout_prob=0, attention_probs_dropout_prob=0,
 )  # fmt: skip
 
+T5 = T5Config(
+    num_layers=2, num_heads=2, d_model=16, d_kv=8, d_ff=32, vocab_size=50, dropout_rate=0,
+    decoder_start_token_id=0,
+)  # fmt: skip
+BART = BartConfig(
+    encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+    d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=50, dropout=0,
+    max_position_embeddings=200,
+)  # fmt: skip
+
+
+def assert_learns_the_same_with_either_kernel(model, answer):
+    """The states that count, and the gradients of a loss over them, are equal to rounding."""
+    found = {}
+    register_blocks()
+    for kernel in ("sdpa", BLOCKS):
+        model.set_attn_implementation(kernel)
+        model.zero_grad()
+        states = answer().float()
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        grads = torch.cat([one.grad.float().flatten() for one in model.parameters()
+                           if one.grad is not None])  # fmt: skip
+        found[kernel] = states.detach(), grads
+    torch.testing.assert_close(found[BLOCKS][0], found["sdpa"][0], atol=0.05, rtol=0.05)
+    ours, theirs = found[BLOCKS][1], found["sdpa"][1]
+    assert functional.cosine_similarity(ours, theirs, dim=0) > 0.999
+
 
 @pytest.mark.parametrize(
     ("cls", "config"), [(GPT2Model, GPT2), (LlamaModel, LLAMA), (BertModel, BERT)]
@@ -98,20 +152,25 @@ def test_a_model_learns_the_same_with_either_kernel(cls, config, side):
     ids = torch.randint(1, 50, (3, 140))
     mask = torch.ones_like(ids)
     mask[0, slice(0, 60) if side == "left" else slice(80, None)] = 0
-    found = {}
-    register_blocks()
-    for kernel in ("sdpa", BLOCKS):
-        model.set_attn_implementation(kernel)
-        model.zero_grad()
-        states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        real = states[mask.bool()]
-        (real * torch.linspace(-1, 1, real.numel()).view_as(real)).sum().backward()
-        grads = torch.cat([one.grad.float().flatten() for one in model.parameters()
-                           if one.grad is not None])  # fmt: skip
-        found[kernel] = real.detach(), grads
-    torch.testing.assert_close(found[BLOCKS][0], found["sdpa"][0], atol=0.05, rtol=0.05)
-    ours, theirs = found[BLOCKS][1], found["sdpa"][1]
-    assert functional.cosine_similarity(ours, theirs, dim=0) > 0.999
+    assert_learns_the_same_with_either_kernel(
+        model, lambda: model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+    )
+
+
+@pytest.mark.parametrize("trains_bias", [False, True])
+@pytest.mark.parametrize(("cls", "config"), [(T5Model, T5), (BartModel, BART)])
+def test_an_encoder_with_a_decoder_learns_the_same_with_either_kernel(cls, config, trains_bias):
+    torch.manual_seed(1)
+    model = cls(config).bfloat16().train()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(trains_bias or "relative_attention_bias" not in name)
+    ids, written = torch.randint(1, 50, (3, 140)), torch.randint(1, 50, (3, 20))
+    mask = torch.ones_like(ids)
+    mask[0, 80:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": written}
+    assert_learns_the_same_with_either_kernel(
+        model, lambda: model(**inputs, use_cache=False).last_hidden_state
+    )
 
 
 def test_a_model_that_does_not_learn_answers_as_with_sdpa_bit_by_bit():

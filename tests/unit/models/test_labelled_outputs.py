@@ -114,6 +114,19 @@ def test_a_batch_without_labels_gets_an_empty_answer_that_can_be_trained_on():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+def test_batches_with_more_and_fewer_labels_give_the_output_layer_as_many_rows():
+    model = make("bert")
+    answer_where_labelled(model)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(len(out)))
+    counts = [1, 7, 30]
+    for count in counts:
+        mask = (torch.arange(IDS.numel()) < count).view_as(IDS)
+        assert len(model(**inputs_of("bert"), label_mask=mask).logits) == count
+    assert len(set(seen)) == 1
+    assert seen[0] >= max(counts)
+
+
 @pytest.mark.parametrize("name", ["bert", "t5", "bart"])
 def test_an_adapter_and_recomputed_activations_answer_alike(name):
     def adapted(*, recompute: bool):

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from sft_kit.models.seeded_dropout import draw_mask, draw_seed, keep_numbers
+from sft_kit.models.seeded_dropout import (
+    clear_numbers,
+    draw_mask,
+    draw_seed,
+    keep_numbers,
+    pack_mask,
+    unpack_mask,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -33,6 +40,32 @@ def test_what_stays_is_left_as_it_is_also_where_memory_is_not_in_order():
     kept = keep_numbers(rows, draw_mask(rows, 5, 0.5))
     assert bool((kept.eq(rows) | kept.eq(0)).all())
     assert 0.4 < float(kept.eq(0).float().mean()) < 0.6
+
+
+def test_numbers_cleared_in_place_are_those_that_do_not_stay():
+    rows = torch.randn(40, 30, dtype=torch.bfloat16)
+    kept = keep_numbers(rows, draw_mask(rows, 5, 0.5))
+    assert clear_numbers(rows, draw_mask(rows, 5, 0.5)) is rows
+    assert torch.equal(rows, kept)
+    assert clear_numbers(rows, None) is rows
+
+
+@pytest.mark.parametrize("probability", [1e-6, 1 / 32768, 0.999, 1.0])
+def test_shares_at_the_ends_are_right_too(probability):
+    rows = torch.ones(1024, 1024, dtype=torch.bfloat16)
+    share = float(keep_numbers(rows, draw_mask(rows, 5, probability)).eq(0).float().mean())
+    assert abs(share - probability) < 4e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(4, 8), (5, 7), (1, 1), (33, 3)])
+def test_a_mask_is_the_same_after_it_was_packed_into_bits(dtype, shape):
+    rows = torch.ones(shape, dtype=dtype)
+    keep = draw_mask(rows, 3, 0.4)
+    bits = pack_mask(keep)
+    assert bits.numel() == -(-rows.numel() // 16)
+    assert torch.equal(unpack_mask(bits, rows), keep)
+    assert unpack_mask(pack_mask(None), rows) is None
 
 
 def test_seeds_follow_the_random_state_of_torch():
