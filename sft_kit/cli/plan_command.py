@@ -76,7 +76,7 @@ def _cheapest(options: Sequence[Option], found: Measurement, limit: float) -> Op
         typer.Exit: Nothing does.
     """
     if not options:
-        least = in_bytes(round(smallest_memory(found)))
+        least = in_words(smallest_memory(found))
         typer.echo(
             f"more than {in_bytes(round(limit))}, and no change of micro-batch, checkpointing, "
             f"quantization or max_length makes it fit; one row at a time takes {least}"

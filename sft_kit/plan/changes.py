@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sft_kit.errors import SftKitError
+from sft_kit.plan.costs import Estimate
 from sft_kit.plan.forecast import Change, Forecast, forecast
 from sft_kit.plan.measurement import Measurement
 
@@ -84,12 +85,11 @@ def find_options(
     return _confirmed(options, base, limit, measure)
 
 
-def smallest_memory(base: Measurement) -> float:
+def smallest_memory(base: Measurement) -> Estimate:
     """Bytes below which smaller micro-batches can't bring a run."""
     if base.rollouts:
-        return forecast(base).memory.value
-    change = Change(num_parts=_micro_batch(base))
-    return forecast(base, change).memory.value
+        return forecast(base).memory
+    return forecast(base, Change(num_parts=_micro_batch(base))).memory
 
 
 def _tried(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from torch.utils.data import Subset
 
 from sft_kit.objectives.language import IGNORED
 from sft_kit.plan.shapes import Shape
@@ -13,6 +14,7 @@ from sft_kit.plan.shapes import Shape
 Batch = MutableMapping[str, Any]
 _NUM_SAMPLED = 48
 _NUM_RISING = 4
+_EVALUATED_BATCHES = 6
 
 
 @dataclass(slots=True)
@@ -61,10 +63,32 @@ class Sampled:
         chosen.sort(key=lambda batch: shape_of(batch).padded)
         return [chosen[0], *chosen, self.widest]
 
+    def closing(self) -> list[Batch]:
+        """The widest batch, where others that are unlike it came between."""
+        assert self.widest is not None
+        are_alike = len({shape.kind for shape in self.shapes}) == 1
+        return [] if are_alike else [self.widest]
+
     def mixed(self) -> Iterator[Batch]:
         """Batches in a random order, again and again."""
         while True:
             yield from self._draw.sample(self.batches, len(self.batches))
+
+
+def spread_batches(rows: Any, batch_size: int) -> Any:  # noqa: ANN401 - a Trainer takes any kind
+    """Choose a few whole batches of a data set, spread over it; all rows where there are few."""
+    if isinstance(rows, dict) or not hasattr(rows, "__len__"):
+        return rows
+    num_batches = -(-len(rows) // batch_size)
+    if num_batches <= _EVALUATED_BATCHES:
+        return rows
+    starts = [num_batches * index // _EVALUATED_BATCHES for index in range(_EVALUATED_BATCHES)]
+    chosen = [
+        row
+        for start in starts
+        for row in range(start * batch_size, min((start + 1) * batch_size, len(rows)))
+    ]
+    return rows.select(chosen) if hasattr(rows, "select") else Subset(rows, chosen)
 
 
 def shape_of(batch: Mapping[str, Any]) -> Shape:

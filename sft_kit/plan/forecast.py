@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from sft_kit.plan.costs import Estimate, fit_cost, mean_cost, mean_of
 from sft_kit.plan.measurement import Measurement, MicroStep
-from sft_kit.plan.shapes import Shape, shorten, split
+from sft_kit.plan.shapes import Kind, Shape, shorten, split
 
 _SAME_AGAIN = 0.05
 """A machine does not do the same in the same time twice; nor does an allocator."""
@@ -150,10 +149,10 @@ def _memory(found: Measurement, change: Change, *, on_device: bool) -> Estimate:
     if not steps:
         return _with_slack(max(peaks.values(), default=0), 0.0)
     values = [one.device_bytes if on_device else one.host_bytes for one in steps]
-    per_shape = _growth(steps, values)
-    widest = max(found.shapes, key=lambda shape: shape.padded)
-    repeats = [peak for one, peak in zip(steps, values, strict=True) if one.shape == widest]
-    spread = max(repeats) - min(repeats) if repeats else 0
+    repeats = _repeats(found, values)
+    per_shape = _growth(repeats)
+    alone = [peak - per_shape * count for count, peak in repeats]
+    spread = max(alone) - min(alone) if alone else 0
     if change == Change() and repeats:
         to_come = per_shape * _num_unseen(found)
         return _with_slack(max([*values, *peaks.values()]) + to_come, spread + to_come / 2)
@@ -177,50 +176,54 @@ def _modelled(
     rising = [(step, peak) for step, peak in pairs if step.is_rising] or pairs
     cost = fit_cost([step.shape for step, _ in rising], [peak for _, peak in rising])
     shapes = change.shapes(found.shapes)
-    kept = per_shape * len({_kind(shape) for shape in shapes})
+    all_epochs = len(_kinds(found)) / len({shape.kind for shape in found.shapes})
+    kept = per_shape * len({shape.kind for shape in shapes}) * all_epochs
     peak = max(map(cost.of, shapes)) + kept
     if change.num_parts > 1 and found.run["accumulation"] == 1:
         peak += found.run["gradient_bytes"]  # they are there while the next part goes forward
     return Estimate(peak, 2 * cost.residual + kept / 2)
 
 
-def _growth(steps: Sequence[MicroStep], values: Sequence[int]) -> float:
+def _repeats(found: Measurement, values: Sequence[int]) -> list[tuple[int, int]]:
+    """Each time of the widest batch: how many shapes had been tried, and its peak."""
+    widest = max(found.shapes, key=lambda shape: shape.padded)
+    steps = found.micro_steps
+    tried = zip(steps, _num_different(steps), values, strict=True)
+    return [(count, peak) for one, count, peak in tried if one.shape == widest]
+
+
+def _growth(repeats: Sequence[tuple[int, int]]) -> float:
     """Bytes that stay for every new shape of a batch.
 
-    Libraries keep what they have prepared for a shape. It shows after the widest batch, where a
-    narrower one that is new takes more than has ever been taken.
+    Libraries keep what they have prepared for a shape. It shows where the widest batch comes again
+    after others that were new.
     """
-    before = _num_different(steps)
-    is_new = [count > last for last, count in pairwise([0, *before])]
-    peak, grown = 0, []
-    for step, value, new in zip(steps, values, is_new, strict=True):
-        if new and not step.is_rising:
-            grown.append(max(0, value - peak))
-        peak = max(peak, value)
-    return sum(grown) / len(grown) if len(grown) >= _ENOUGH_NEW else 0.0
+    if len(repeats) < 3:
+        return 0.0
+    (before, low), (after, high) = repeats[1], repeats[-1]  # at first the optimizer has no states
+    num_new = after - before
+    return max(0, high - low) / num_new if num_new >= _ENOUGH_NEW else 0.0
 
 
-def _num_unseen(found: Measurement) -> float:
-    """Number of shapes that the run will have and that were not tried."""
-    tried = {_kind(one.shape) for one in found.micro_steps}
-    unseen = {_kind(shape) for shape in found.shapes} - tried
+def _kinds(found: Measurement) -> set[Kind]:
+    """Shapes that the run will have, as far as its epochs were looked at."""
     num_micro = _num_steps(found) * int(found.run["accumulation"])
-    return len(unseen) * min(1.0, num_micro / len(found.shapes))
+    return {shape.kind for shape in found.shapes[:num_micro]} | found.later_kinds
+
+
+def _num_unseen(found: Measurement) -> int:
+    """Number of shapes that the run will have and that were not tried."""
+    return len(_kinds(found) - {one.shape.kind for one in found.micro_steps})
 
 
 def _num_different(steps: Sequence[MicroStep]) -> list[int]:
     """Number of different shapes up to each step, its own included."""
-    seen: set[tuple[int, int, int]] = set()
+    seen: set[Kind] = set()
     counts = []
     for step in steps:
-        seen.add(_kind(step.shape))
+        seen.add(step.shape.kind)
         counts.append(len(seen))
     return counts
-
-
-def _kind(shape: Shape) -> tuple[int, int, int]:
-    """What a library tells batches apart by."""
-    return len(shape.lengths), shape.width, shape.padded
 
 
 def _with_slack(value: float, error: float) -> Estimate:

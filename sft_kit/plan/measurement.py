@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sft_kit.plan.shapes import Shape
+from sft_kit.plan.shapes import Kind, Shape
 
 Clock = Literal["seconds", "cpu_seconds"]
 
@@ -41,6 +41,7 @@ class Measurement:
         clock: Which clock the seconds are of.
         run: Sizes of the whole run, as the child wrote them with `batches` or `rollouts`.
         shapes: Batches of an epoch, or of its beginning; none of PPO.
+        later_kinds: What the later epochs of the run have that those are not.
         micro_steps: As they were tried.
         step_seconds: Of each step beside its micro-batches: clipping, optimizer, logging.
         rollouts: Seconds and drawn tokens of each rollout; PPO only.
@@ -62,6 +63,7 @@ class Measurement:
     clock: Clock
     run: dict[str, Any] = field(default_factory=dict)
     shapes: list[Shape] = field(default_factory=list)
+    later_kinds: set[Kind] = field(default_factory=set)
     micro_steps: list[MicroStep] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     rollouts: list[tuple[float, int]] = field(default_factory=list)
@@ -134,6 +136,7 @@ def _take(found: Measurement, line: Mapping[str, Any]) -> None:
     if event == "batches":
         found.run = dict(line)
         found.shapes = [_shape(one) for one in line["shapes"]]
+        found.later_kinds = {(rows, width, padded) for rows, width, padded in line["later_kinds"]}
         found.collating_seconds = line[clock]
     elif event == "machine":
         found.free_host_bytes = line["free_host_bytes"]

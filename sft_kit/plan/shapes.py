@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+Kind = tuple[int, int, int]
+"""What a library tells batches apart by: rows, width, and padded tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -25,6 +28,11 @@ class Shape:
     def real(self) -> int:
         """Tokens without padding."""
         return sum(self.lengths)
+
+    @property
+    def kind(self) -> Kind:
+        """What is prepared for once and then kept."""
+        return len(self.lengths), self.width, self.padded
 
 
 def split(shape: Shape, num_parts: int) -> list[Shape]:

@@ -3,14 +3,14 @@
 import copy
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput
@@ -18,9 +18,10 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from sft_kit.devices import free_memory_bytes
 from sft_kit.disk import folder_bytes, free_bytes
 from sft_kit.manifest import force_to_disk
-from sft_kit.plan.course import Batch, Sampled, shape_of
+from sft_kit.plan.course import Batch, Sampled, shape_of, spread_batches
 from sft_kit.plan.recorder import Recorder, give_back_memory
-from sft_kit.plan.shapes import Shape
+from sft_kit.plan.shapes import Kind, Shape
+from sft_kit.training.length_groups import group_rows
 from sft_kit.training.trainer import SafeTrainer
 
 _LOOKED_AT_SECONDS = 20.0
@@ -32,7 +33,6 @@ _MAX_MIXED = 60
 _MANY = 10_000
 """Steps and epochs that are never reached."""
 _MAX_SHARE = 0.9
-_EVALUATED_BATCHES = 6
 _MAX_WRITTEN_BYTES = 2_000_000_000
 _PROBE_BYTES = 128_000_000
 
@@ -41,7 +41,8 @@ class MeasuringTrainer(SafeTrainer):
     """Goes through the steps of the real Trainer over batches of its own choice.
 
     The narrowest batches come first and the widest last, for the peaks of memory; then batches as
-    the run would have them, for the time. Evaluations see a part of the rows.
+    the run would have them, for the time; and the widest once more, for what has stayed of those.
+    Evaluations see a part of the rows.
 
     Args:
         recorder: Takes the figures.
@@ -59,7 +60,7 @@ class MeasuringTrainer(SafeTrainer):
         self._kinds: list[str] = []  # of the micro-batches of the step under way
         self._num_mixed = 0
         self._mixed_since: tuple[float, float] | None = None
-        self._seen_widest_again = False
+        self._seen_widest_again = self._is_closing = False
         self._step_began: tuple[float, float] | None = None
         self._in_micro_steps = [0.0, 0.0]
         self._last_padded, self._last_peak, self._peak_before = 1, 0, 0
@@ -90,18 +91,19 @@ class MeasuringTrainer(SafeTrainer):
 
     def _look_at(self, batches: Any, steps_per_epoch: int) -> None:  # noqa: ANN401
         """Count the tokens of an epoch's batches, of a long one those of its beginning."""
-        began = time.perf_counter()
+        deadline = time.perf_counter() + _LOOKED_AT_SECONDS
         with self._recorder.part() as part:
-            for batch in batches:
+            for batch in islice(batches, _MAX_BATCHES):
                 self._sampled.see(batch)
-                is_late = time.perf_counter() - began > _LOOKED_AT_SECONDS
-                if is_late or len(self._sampled.shapes) >= _MAX_BATCHES:
+                if time.perf_counter() > deadline:
                     break
+        later = self._later_kinds(batches, steps_per_epoch, deadline)
         counts = count_events(self.args, self.state, self._num_steps, steps_per_epoch)
         self._recorder.write(
             "batches",
             part,
             shapes=[_described(shape) for shape in self._sampled.shapes],
+            later_kinds=sorted(later),
             num_steps=self._num_steps,
             stops_early=any(map(_stops_early, self.callback_handler.callbacks)),
             steps_per_epoch=steps_per_epoch,
@@ -114,6 +116,30 @@ class MeasuringTrainer(SafeTrainer):
             num_processes=self.args.world_size,
             gradient_bytes=_gradient_bytes(cast("nn.Module", self.model)),
         )
+
+    def _later_kinds(
+        self, batches: Iterable[Batch], steps_per_epoch: int, deadline: float
+    ) -> set[Kind]:
+        """Look for what later epochs bring that the first did not, until one brings nothing.
+
+        Rows that are shuffled anew meet others, and a batch is as wide as its longest.
+        """
+        first = {shape.kind for shape in self._sampled.shapes}
+        seen = set(first)
+        num_epochs = self._num_steps / steps_per_epoch
+        num_left = round(len(self._sampled.shapes) * (num_epochs - 1))
+        for epoch in count(1):
+            num_before = len(seen)
+            order_epoch(batches, self.args, epoch)
+            for batch in islice(batches, max(num_left, 0)):
+                if time.perf_counter() > deadline:
+                    break
+                seen.add(shape_of(batch).kind)
+                num_left -= 1
+            if len(seen) == num_before:
+                break
+        order_epoch(batches, self.args, 0)
+        return seen - first
 
     def get_batch_samples(
         self,
@@ -181,7 +207,11 @@ class MeasuringTrainer(SafeTrainer):
         wall, own = self._mixed_since
         passed = time.perf_counter() - wall, time.thread_time() - own
         is_late = passed[0] > 2 * _MIXED_SECONDS or passed[1] > _MIXED_SECONDS
-        return is_late or self._num_mixed >= _MAX_MIXED
+        if self._is_closing or not (is_late or self._num_mixed >= _MAX_MIXED):
+            return self._is_closing
+        self._is_closing = True
+        self._rising = self._sampled.closing()
+        return not self._rising
 
     def _would_not_fit(self, shape: Shape) -> bool:
         """Whether the next batch, by the last one, would take more memory than there is."""
@@ -224,20 +254,11 @@ class MeasuringTrainer(SafeTrainer):
         self._recorder.write("checkpoint", part, bytes=num_bytes)
 
 
-def spread_batches(rows: Any, batch_size: int) -> Any:  # noqa: ANN401 - a Trainer takes any kind
-    """Choose a few whole batches of a data set, spread over it; all rows where there are few."""
-    if isinstance(rows, dict) or not hasattr(rows, "__len__"):
-        return rows
-    num_batches = -(-len(rows) // batch_size)
-    if num_batches <= _EVALUATED_BATCHES:
-        return rows
-    starts = [num_batches * index // _EVALUATED_BATCHES for index in range(_EVALUATED_BATCHES)]
-    chosen = [
-        row
-        for start in starts
-        for row in range(start * batch_size, min((start + 1) * batch_size, len(rows)))
-    ]
-    return rows.select(chosen) if hasattr(rows, "select") else Subset(rows, chosen)
+def order_epoch(batches: Any, args: TrainingArguments, epoch: int) -> None:  # noqa: ANN401
+    """Make batches be drawn as in an epoch of the run."""
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(epoch)
+    group_rows(batches, args, epoch)
 
 
 def count_events(

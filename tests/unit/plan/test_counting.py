@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import TensorDataset
 from transformers import TrainerState, TrainingArguments
 
-from sft_kit.plan.trainer import count_events, spread_batches
+from sft_kit.plan.course import spread_batches
+from sft_kit.plan.trainer import count_events
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft_kit.plan.forecast import Change, forecast
-from sft_kit.plan.measurement import MicroStep, read_measurement
+from sft_kit.plan.measurement import Measurement, MicroStep, read_measurement
 from sft_kit.plan.shapes import Shape
 
 from .builders import (
@@ -57,21 +57,42 @@ def test_the_peak_as_measured_is_that_of_the_widest_batch() -> None:
     assert planned.memory == planned.host
 
 
-def test_what_stays_for_every_new_shape_is_counted_for_those_to_come() -> None:
-    kept, shapes = 5_000_000, [full(8, 10 + index) for index in range(10)]
-    order = [(shapes[0], True), (shapes[9], True)]
-    order += [(shapes[index], False) for index in (3, 3, 5, 1, 5, 7)]
-    seen: list[Shape] = []
+KEPT = 5_000_000
+
+
+def keeping(shapes: list[Shape]) -> Measurement:
+    """A run whose process keeps so many bytes for every new shape; the last is the widest."""
+    order = [(shapes[0], True), (shapes[-1], True), (shapes[-1], True)]
+    order += [(shapes[index], False) for index in (3, 5, 1, 5, 7)]
+    order += [(shapes[-1], True)]
+    seen: set[Shape] = set()
     steps = []
     for shape, is_rising in order:
-        seen += [] if shape in seen else [shape]
-        peak = FIXED_BYTES + 8 * 19 * BYTES_PER_TOKEN + kept * len(seen)
+        seen.add(shape)
+        peak = FIXED_BYTES + BYTES_PER_TOKEN * shape.padded + KEPT * len(seen)
         steps.append(MicroStep(shape, 1.0, peak, 0, is_rising=is_rising))
-    found = replace(made_up(shapes), micro_steps=steps)
-    whole = FIXED_BYTES + 8 * 19 * BYTES_PER_TOKEN + kept * len(shapes)
+    return replace(made_up(shapes), micro_steps=steps)
+
+
+def test_what_stays_for_every_new_shape_is_counted_for_those_to_come() -> None:
+    found = keeping([full(8, 10 + index) for index in range(10)])
+    whole = FIXED_BYTES + 8 * 19 * BYTES_PER_TOKEN + KEPT * 10
+    planned = forecast(found).host
+    assert planned.value == whole
+    # What has stayed is no doubt about the widest batch, which was seen with less of it.
+    assert planned.error == pytest.approx(0.05 * whole)
+    found.run["num_steps"] = 5  # half an epoch meets two of the four shapes that were not tried
+    assert forecast(found).host.value == whole - 2 * KEPT
+
+
+def test_shapes_of_later_epochs_stay_too() -> None:
+    found = keeping([full(8, 10 + index) for index in range(10)])
+    found.later_kinds = {full(8, width).kind for width in (3, 4, 5, 6)}
+    whole = FIXED_BYTES + 8 * 19 * BYTES_PER_TOKEN + KEPT * 14
     assert forecast(found).host.value == whole
-    found.run["num_steps"] = 5  # half an epoch meets half of the four shapes that were not tried
-    assert forecast(found).host.value == whole - 2 * kept
+    halves = forecast(found, Change(num_parts=2)).host.value
+    expected = FIXED_BYTES + 4 * 19 * BYTES_PER_TOKEN + KEPT * 14 + found.run["gradient_bytes"]
+    assert halves == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("num_parts", [2, 4, 8])
