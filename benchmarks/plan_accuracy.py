@@ -42,7 +42,6 @@ SETTINGS = {
     "reward_gpt2_lora": [GPT2, *SHORT, *BY_STEPS],
     "ppo_gpt2_lora": [
         GPT2, "ppo.num_rollouts=9", "ppo.eval_rollouts=3", "ppo.save_rollouts=3",
-        "ppo.sft_adapter=null",
     ],
     "pretrain_gpt2_clm": PRETRAIN,
     "pretrain_bert_mlm": PRETRAIN,
@@ -78,7 +77,10 @@ def compare(stem: str, folder: Path, clock: str) -> dict[str, object]:
     """Plan a recipe, run it, and put the figures side by side."""
     words = list(SETTINGS[stem])
     if stem == "ppo_gpt2_lora":
-        words.append(f"reward.model={reward_run(folder)}")
+        words.append(f"reward.model={earlier_run('reward_gpt2_lora', folder, num_steps=5)}")
+        # The base itself never stops, and what it learns first is to write less and less.
+        sft = earlier_run("sft_gpt2_lora", folder, num_steps=200)
+        words.append(f"ppo.sft_adapter={sft}")
     if stem == "pretrain_bart_denoise":
         words.append(f"model.tokenizer={bart_tokenizer(folder)}")
     recipe = ROOT / "recipes" / f"{stem}.py"
@@ -91,12 +93,12 @@ def compare(stem: str, folder: Path, clock: str) -> dict[str, object]:
     return row
 
 
-def reward_run(folder: Path) -> Path:
-    """Train the reward model that PPO scores with."""
-    path = folder / "scores"
+def earlier_run(stem: str, folder: Path, num_steps: int) -> Path:
+    """Train a recipe that another one begins with."""
+    path = folder / f"{stem}_before"
     if not path.is_dir():
-        words = [GPT2, "train.max_steps=5", f"train.output_dir={path}"]
-        run(ROOT / "recipes" / "reward_gpt2_lora.py", words, path)
+        words = [GPT2, f"train.max_steps={num_steps}", f"train.output_dir={path}"]
+        run(ROOT / "recipes" / f"{stem}.py", words, path)
     return path
 
 

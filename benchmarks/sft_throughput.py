@@ -1,5 +1,6 @@
 r"""LoRA fine-tuning of GPT-2's shape: the recipe beside TRL's SFTTrainer and a bare loop.
 
+    python benchmarks/sft_throughput.py                            # rows of this project: short
     python benchmarks/sft_throughput.py --data conversations.json --tokenizer gpt2  # its folder
     python benchmarks/sft_throughput.py ... --rows prompt-heavy    # a fifth is learnt
     python benchmarks/sft_throughput.py ... --rows long --max-length 1024 --plot cost.png
@@ -7,16 +8,17 @@ r"""LoRA fine-tuning of GPT-2's shape: the recipe beside TRL's SFTTrainer and a 
     python benchmarks/sft_throughput.py ... --ablate               # the recipe, single keys changed
     python benchmarks/sft_throughput.py ... --shape tiny --steps 3 --rounds 1    # does it run?
 
-Weights are random, from a fixed seed. All sides train on the same tokenized rows, each row once,
-with the same adapter, learning rate, batch size and threads; what else they do is theirs. First
-the losses of TRL in float32 and of the recipe are compared, without dropout, over the same batches.
-Then the sides run in turn, each in a process of its own; figures are medians of the rounds. Batches
-of similar length are chosen among the rows of 50: with fewer steps they are padded more.
+Weights are random, from a fixed seed, of GPT-2's shape whatever the tokenizer. All sides train on
+the same tokenized rows, each row once, with the same adapter, learning rate, batch size and
+threads; what else they do is theirs. First the losses of TRL in float32 and of the recipe are
+compared, without dropout, over the same batches. Then the sides run in turn, each in a process of
+its own; figures are medians of the rounds. Batches of similar length are chosen among the rows of
+50: with fewer steps their rows are less alike.
 
 Tokens are those of the rows: padding does not count. The limit is what `torch.mm` does in the same
-processes at the same shapes, in the faster of float32 and bfloat16, divided by the operations that
-no implementation can do without (`flops_per_token` in sft_workload.py). Memory is the peak of the
-whole process, libraries included; on a GPU, of what torch has allocated there.
+processes with the products of whole steps, in the faster of float32 and bfloat16, divided by the
+operations that no implementation can do without (`flops_per_token` in sft_workload.py). Memory is
+the peak of the whole process, libraries included; on a GPU, of what torch has allocated there.
 """
 
 import argparse
@@ -36,12 +38,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from sft_sides import Job, run_job
+from sft_sides import REPOSITORY, Job, run_job
 from sft_workload import CONTEXT, KINDS, SHAPES, Workload, write_workload
 
 from sft_kit.devices import usable_cores
 from sft_kit.errors import SftKitError
 
+DATA = REPOSITORY / "data" / "instructions.jsonl"
+TOKENIZER = REPOSITORY / "data" / "checkpoints" / "tiny-gpt2"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "trl")
 SIDES = ("trl-default", "trl-best", "trl-fp32", "bare-fp32", "ours")
 OPTIONAL = ("trl-tuned",)
@@ -113,8 +117,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--data", type=Path, help="conversations, in any format that the recipe reads")
-    add("--tokenizer", type=Path, help="folder of a tokenizer, such as gpt2's")
+    add(
+        "--data", type=Path, default=DATA, help="conversations, in any format that the recipe reads"
+    )
+    add("--tokenizer", type=Path, default=TOKENIZER, help="folder of a tokenizer, such as gpt2's")
     add("--shape", choices=SHAPES, default="gpt2", help="of the model")
     add("--rows", choices=KINDS, default="as-is", help="what to make of the conversations")
     add("--batch", type=int, default=8, help="rows of a step")
@@ -151,9 +157,8 @@ def problems(options: argparse.Namespace) -> Iterator[str]:
     """Say what can't be measured."""
     for name in ("data", "tokenizer"):
         given = getattr(options, name)
-        if given is None or not given.exists():
-            found = "nothing" if given is None else f"no {given}"
-            yield f"--{name}: found {found}, accepts an existing file or folder"
+        if not given.exists():
+            yield f"--{name}: found no {given}, accepts an existing file or folder"
     accepted = [*SIDES, *OPTIONAL]
     for side in options.sides:
         if side.split()[0] not in accepted:

@@ -1,11 +1,14 @@
 """What `sft_throughput.py` trains: GPT-2's shape with random weights, rows, and what they cost."""
 
 import json
+import math
 import os
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +31,8 @@ from sft_kit.data.tokenization import tokenize
 from sft_kit.models.adapters import quiet_peft
 from sft_kit.settings import DataSettings
 
-SHAPES = {"tiny": (64, 2, 2), "gpt2": (768, 12, 12), "gpt2-xl": (1600, 48, 25)}
-"""Width, layers, heads."""
+SHAPES = {"tiny": (64, 2, 2, 0), "gpt2": (768, 12, 12, 50257), "gpt2-xl": (1600, 48, 25, 50257)}
+"""Width, layers, heads, and tokens of the vocabulary, whatever tokenizer makes the rows."""
 CONTEXT = 1024
 """Positions of every shape."""
 TARGETS = ["c_attn", "c_proj"]
@@ -39,7 +42,7 @@ PROMPT_SHARE = 0.8
 SEED = 20
 
 _MOST_ROWS = 2048
-_REPEATS = 3
+_REPEATS = 5
 
 Chat = list[dict[str, str]]
 
@@ -107,11 +110,11 @@ def write_workload(
 
 def write_checkpoints(work: Path, tokenizer: PreTrainedTokenizerBase, shape: str) -> GPT2Config:
     """Save `rough`, with GPT-2's dropout, `smooth`, the same without, and `adapter.safetensors`."""
-    width, layers, heads = SHAPES[shape]
+    width, layers, heads, vocabulary = SHAPES[shape]
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=width, n_layer=layers,
-        n_head=heads, pad_token_id=tokenizer.pad_token_id, **ends,
+        vocab_size=max(vocabulary, len(tokenizer)), n_positions=CONTEXT, n_embd=width,
+        n_layer=layers, n_head=heads, pad_token_id=tokenizer.pad_token_id, **ends,
     )  # fmt: skip
     set_seed(SEED)
     model = GPT2LMHeadModel(config)
@@ -216,44 +219,34 @@ def flops_per_token(config: GPT2Config, label_share: float) -> float:
 def matmul_limit(
     config: GPT2Config, workload: Workload, batch: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Measure how fast `torch.mm` does the products of a step, each the best of three times.
+    """Measure how fast `torch.mm` does the products of a whole step, one after the other.
+
+    Every layer has weights of its own, as in a model, so that none is left in the cache.
 
     Returns:
-        FLOP/s over all products: those of one block, as often as there are blocks, and those of
-        the output layer.
+        FLOP/s, the median of several steps.
     """
     num_tokens = min(round(batch * workload.mean_tokens), _MOST_ROWS)
     num_labels = max(1, round(num_tokens * workload.label_share))
     width = config.n_embd
-    products = [
-        (config.n_layer, num_tokens, width, 3 * width),
-        (config.n_layer, num_tokens, width, width),
-        (config.n_layer, num_tokens, width, 4 * width),
-        (config.n_layer, num_tokens, 4 * width, width),
-        (1, num_labels, width, config.vocab_size),
-    ]
-    flops = seconds = 0.0
-    for times, rows, inner, outer in products:
-        weight = torch.randn(inner, outer, dtype=dtype, device=device)
-        inputs = torch.randn(rows, inner, dtype=dtype, device=device)
-        outputs = torch.mm(inputs, weight)
-        back = weight.t()
-        forward = _best_seconds(lambda x=inputs, w=weight: torch.mm(x, w), device)  # type: ignore[misc]
-        backward = _best_seconds(lambda x=outputs, w=back: torch.mm(x, w), device)  # type: ignore[misc]
-        flops += times * 4 * rows * inner * outer
-        seconds += times * (forward + backward)
-    return flops / seconds
-
-
-def _best_seconds(run: Callable[[], torch.Tensor], device: torch.device) -> float:
-    best = float("inf")
-    for _ in range(_REPEATS):
+    block = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
+    shapes = [(num_tokens, *shape) for _ in range(config.n_layer) for shape in block]
+    shapes.append((num_labels, width, config.vocab_size))
+    make = partial(torch.randn, dtype=dtype, device=device)
+    weights = [make(inner, outer) for _, inner, outer in shapes]
+    inputs = {(rows, size): make(rows, size) for rows, *sizes in shapes for size in sizes}
+    seconds = []
+    for _ in range(1 + _REPEATS):
         settle(device)
         start = time.perf_counter()
-        run()
+        for (rows, inner, _), weight in zip(shapes, weights, strict=True):
+            torch.mm(inputs[rows, inner], weight)
+        for (rows, _, outer), weight in zip(reversed(shapes), reversed(weights), strict=True):
+            torch.mm(inputs[rows, outer], weight.t())
         settle(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+        seconds.append(time.perf_counter() - start)
+    # The first one warms up.
+    return sum(4 * math.prod(shape) for shape in shapes) / statistics.median(seconds[1:])
 
 
 def settle(device: torch.device) -> None:

@@ -1,12 +1,16 @@
-"""Classification and reward recipes against a bare `transformers.Trainer`, side by side.
+"""Classification, reward and text-to-text recipes against a bare `transformers.Trainer`.
 
-    python benchmarks/stage_throughput.py --work FOLDER --gpt2-tokenizer F1 --bert-tokenizer F2
+    python benchmarks/stage_throughput.py --work FOLDER --gpt2-tokenizer F1 --bert-tokenizer F2 \
+        --t5-tokenizer F3 [--data FOLDER]
 
 Both sides run the recipe itself, up to the point where it would save. "bare" puts transformers'
-Trainer and PEFT's layers in, float32, torch's attention, the model's own dropout and rows in random
-order: what one has without this project. The models have the shapes of GPT-2 and BERT-base with
-random weights, made once in FOLDER. Sides take turns; the table has medians over the rounds, and
-the loss of held-out rows, which are the same for both.
+Trainer and PEFT's layers in, float32, torch's attention, the model's own dropout, rows in random
+order and logits at every position: what one has without this project. The models have the shapes of
+GPT-2, BERT-base and T5-small with random weights, made once in FOLDER. Both train one epoch of the
+same rows, as many as the steps need. Sides take turns, each in a process of its own; speed is that
+after the first step; the table has medians over the rounds, and the loss of the same held-out rows.
+Texts are the recipes' own, which are short; `--data` names a folder with `chnsenticorp/train.tsv`,
+`sst2/train.tsv`, `derived/hh_harmless_dev2000.jsonl` and `llamafactory_demo/alpaca_en_demo.json`.
 """
 
 import argparse
@@ -16,31 +20,66 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import Subset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     Trainer,
+    TrainerCallback,
 )
 
 from sft_kit.devices import peak_memory_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A recipe, the shape it trains, and texts for it: its own, and longer ones of `--data`."""
+
+    recipe: str
+    kind: str
+    own: str
+    longer: str
+
+
 STAGES = {
-    "classify_bert": ("classify_bert_chinese_lora", "bert", "data/topics.csv"),
-    "classify_gpt2": ("classify_gpt2_head", "gpt2", "data/topics.csv"),
-    "reward_gpt2": ("reward_gpt2_lora", "gpt2", "data/preferences.jsonl"),
+    "classify_bert": Stage(
+        "classify_bert_chinese_lora", "bert", "data/sentiment_zh.tsv", "chnsenticorp/train.tsv"
+    ),
+    "classify_gpt2": Stage("classify_gpt2_head", "gpt2", "data/topics.csv", "sst2/train.tsv"),
+    "reward_gpt2": Stage(
+        "reward_gpt2_lora", "gpt2", "data/preferences.jsonl", "derived/hh_harmless_dev2000.jsonl"
+    ),
+    "seq2seq_t5": Stage(
+        "seq2seq_t5_lora", "t5", "data/instructions.jsonl", "llamafactory_demo/alpaca_en_demo.json"
+    ),
 }
+SHAPES = {
+    "gpt2": (AutoModelForCausalLM, "n_layer"),
+    "bert": (AutoModelForMaskedLM, "num_hidden_layers"),
+    "t5": (AutoModelForSeq2SeqLM, "num_layers"),
+}
+SETTINGS = {
+    "classify": ("classify.early_stopping_patience=null",),
+    "reward": (),
+    "seq2seq": ("writing.num_rows=0", "writing.num_samples=0"),
+}
+IGNORED = -100
 BARE = ("train.bf16=false", "model.dtype=float32", "model.attention=sdpa", "model.dropout=keep",
         "model.fused=false", "train.train_sampling_strategy=random")  # fmt: skip
 COMMON = ("model.quantization=none", "train.eval_strategy=no", "train.save_strategy=no",
@@ -56,9 +95,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--gpt2-tokenizer", type=Path)
     parser.add_argument("--bert-tokenizer", type=Path)
+    parser.add_argument("--t5-tokenizer", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of public data sets, with longer texts")
     parser.add_argument("--stage", action="append", choices=list(STAGES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--eval-rows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--layers", type=int, default=12, help="fewer for a trial")
     parser.add_argument("--json", type=Path)
@@ -67,9 +109,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     stages = options.stage or list(STAGES)
     if options.side:
-        print(json.dumps(run_side(stages[0], options)))
+        print(json.dumps(run_side(STAGES[stages[0]], options)))
         return
-    make_models(options)
+    make_models({STAGES[stage].kind for stage in stages}, options)
     figures = [one for stage in stages for one in compare(stage, options)]
     show(figures)
     if options.json:
@@ -78,17 +120,21 @@ def main() -> None:
         options.json.write_text(json.dumps(record | {"figures": figures}, indent=2) + "\n")
 
 
-def make_models(options: argparse.Namespace) -> None:
-    """Write both models with random weights, once."""
-    for kind, auto in (("gpt2", AutoModelForCausalLM), ("bert", AutoModelForMaskedLM)):
+def make_models(kinds: set[str], options: argparse.Namespace) -> None:
+    """Write models with random weights, each once; T5 has half as many layers on either side."""
+    for kind in kinds:
+        auto, num_layers = SHAPES[kind]
         folder = options.work / f"{kind}-{options.layers}"
         if folder.exists():
             continue
         config = AutoConfig.for_model(kind)
-        source = getattr(options, f"{kind}_tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(source, config=config)
-        layers = {"n_layer" if kind == "gpt2" else "num_hidden_layers": options.layers}
-        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **layers)
+        tokenizer = AutoTokenizer.from_pretrained(
+            getattr(options, f"{kind}_tokenizer"), config=config
+        )
+        sizes = {num_layers: options.layers // 2 if kind == "t5" else options.layers}
+        if kind == "t5":
+            sizes["decoder_start_token_id"] = tokenizer.pad_token_id
+        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes)
         torch.manual_seed(0)
         auto.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -103,6 +149,8 @@ def compare(stage: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 *(sys.executable, __file__, "--work", str(options.work), "--stage", stage),
                 *("--side", side, "--steps", str(options.steps)),
                 *("--threads", str(options.threads), "--layers", str(options.layers)),
+                *("--eval-rows", str(options.eval_rows)),
+                *(("--data", str(options.data)) if options.data else ()),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -116,50 +164,108 @@ def compare(stage: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def run_side(stage: str, options: argparse.Namespace) -> dict[str, float]:
+def run_side(stage: Stage, options: argparse.Namespace) -> dict[str, float]:
     """Train as the recipe does, with its Trainer timed, and evaluate."""
-    stem, kind, data = STAGES[stage]
-    recipe = load_recipe(stem)
+    recipe = load_recipe(stage.recipe)
     is_bare = options.side == "bare"
     figures: dict[str, float] = {}
     base = Trainer if is_bare else recipe.SafeTrainer
 
     class Timed(base):  # type: ignore[misc, valid-type]
-        def __init__(self, **options: Any) -> None:  # noqa: ANN401
-            collate, self.tokens = options.pop("data_collator"), list[int]()
-
-            def collate_and_count(rows: object) -> dict[str, torch.Tensor]:
-                batch: dict[str, torch.Tensor] = collate(rows)
-                self.tokens.append(int(batch["attention_mask"].sum()))
-                return batch
-
-            super().__init__(data_collator=collate_and_count, **options)
+        def __init__(self, **given: Any) -> None:  # noqa: ANN401
+            given["train_dataset"] = first_rows(
+                given["train_dataset"], options.steps * given["args"].train_batch_size
+            )
+            given["eval_dataset"] = first_rows(given["eval_dataset"], options.eval_rows)
+            self.clock = Clock(given["data_collator"])
+            given["data_collator"] = self.clock.collate
+            super().__init__(**given)
+            self.add_callback(self.clock)
 
         def train(self, *_: object, **__: object) -> None:
-            cpu, wall = time.process_time(), time.perf_counter()
             super().train()
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            tokens = sum(self.tokens[: self.state.global_step])  # one batch is made ahead
-            figures["tokens_per_second"] = tokens / wall
-            figures["cpu_seconds_per_1000_tokens"] = 1000 * cpu / tokens
-            figures["peak_bytes"] = float(peak_memory_bytes())
+            figures.update(self.clock.speed(), peak_bytes=float(peak_memory_bytes()))
             figures["held_out_loss"] = self.evaluate()["eval_loss"]
             raise StopAsyncIteration
 
     recipe.SafeTrainer = Timed  # type: ignore[attr-defined]
-    words = [*COMMON, *(BARE if is_bare else ()), f"data.path={data}"]
-    words += [f"model.checkpoint={options.work / f'{kind}-{options.layers}'}"]
-    words += [f"train.max_steps={options.steps}", f"train.output_dir={options.work / 'run'}"]
-    if stem.startswith("classify"):
-        words.append("classify.early_stopping_patience=null")
     if is_bare:
-        recipe.attach_lora = plain_lora  # type: ignore[attr-defined]
-    sys.argv = [str(recipe.__file__), *words, "--overwrite"]
+        strip(recipe)
+    sys.argv = [str(recipe.__file__), *settings_of(stage, options), "--overwrite"]
     try:
         recipe.main()
     except StopAsyncIteration:
         return figures
     raise AssertionError("the recipe did not train")
+
+
+class Clock(TrainerCallback):
+    """Counts tokens as they are batched, and takes the time after each step."""
+
+    def __init__(self, collate: Any) -> None:  # noqa: ANN401
+        self._collate = collate
+        self.tokens: list[int] = []
+        self.marks: list[tuple[float, float]] = []
+
+    def collate(self, rows: object) -> dict[str, torch.Tensor]:
+        """Make a batch; its padding does not count, what a decoder writes does."""
+        batch: dict[str, torch.Tensor] = self._collate(rows)
+        count = int(batch["attention_mask"].sum())
+        if "decoder_input_ids" in batch:
+            count += int(batch["labels"].ne(IGNORED).sum())
+        self.tokens.append(count)
+        return batch
+
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        """Forget what was evaluated before."""
+        self.tokens.clear()
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        """Take the time."""
+        self.marks.append((time.process_time(), time.perf_counter()))
+
+    def speed(self) -> dict[str, float]:
+        """Sum up all steps but the first."""
+        tokens = sum(self.tokens[1 : len(self.marks)])  # one batch may have been made ahead
+        cpu, wall = (end - begin for begin, end in zip(self.marks[0], self.marks[-1], strict=True))
+        return {
+            "tokens_per_second": tokens / wall,
+            "cpu_seconds_per_1000_tokens": 1e3 * cpu / tokens,
+        }
+
+
+def settings_of(stage: Stage, options: argparse.Namespace) -> list[str]:
+    """Overrides for one side of a stage."""
+    data = options.data / stage.longer if options.data else stage.own
+    return [
+        *COMMON,
+        *(BARE if options.side == "bare" else ()),
+        *SETTINGS[stage.recipe.partition("_")[0]],
+        f"data.path={data}",
+        *(["data.group=null"] if options.data and stage.kind == "gpt2" else ()),
+        f"model.checkpoint={options.work / f'{stage.kind}-{options.layers}'}",
+        f"train.max_steps={options.steps}",
+        f"train.output_dir={options.work / 'run'}",
+    ]
+
+
+def first_rows(rows: Any, count: int) -> Any:  # noqa: ANN401
+    """Take as many rows, so that one epoch of them is the whole run."""
+    assert len(rows) >= min(count, 8), "too few rows"
+    chosen = range(min(count, len(rows)))
+    return rows.select(chosen) if isinstance(rows, Dataset) else Subset(rows, chosen)
+
+
+def strip(recipe: Any) -> None:  # noqa: ANN401
+    """Take out of a recipe what this project has put in to make it fast."""
+    recipe.attach_lora = plain_lora
+    if not hasattr(recipe, "answer_where_labelled"):
+        return
+    collate, figure = recipe.pad_corrupted, recipe.label_figures
+    recipe.answer_where_labelled = lambda _model: None
+    recipe.pad_corrupted = lambda rows, mark_labels, **ids: collate(rows, **ids)  # noqa: ARG005
+    recipe.make_pretraining_loss = lambda _args: None
+    recipe.label_figures = lambda logits, labels: figure(logits[0][labels.ne(IGNORED)], labels)
 
 
 def plain_lora(model: Any, config: Any, **_: object) -> Any:  # noqa: ANN401
@@ -180,7 +286,7 @@ def load_recipe(stem: str) -> ModuleType:
 
 def show(figures: list[dict[str, Any]]) -> None:
     """Print a table, ours as a multiple of bare."""
-    table = Table("stage", "side", "tokens/s", "times", "CPU s / 1,000 tokens", "memory",
+    table = Table("stage", "side", "tokens/s", "times", "CPU s / 1,000 tokens", "times", "memory",
                   "held-out loss")  # fmt: skip
     for one in figures:
         bare = next(x for x in figures if x["stage"] == one["stage"] and x["side"] == "bare")
@@ -190,6 +296,7 @@ def show(figures: list[dict[str, Any]]) -> None:
             f"{one['tokens_per_second']:.0f}",
             f"{one['tokens_per_second'] / bare['tokens_per_second']:.2f}",
             f"{one['cpu_seconds_per_1000_tokens']:.2f}",
+            f"{bare['cpu_seconds_per_1000_tokens'] / one['cpu_seconds_per_1000_tokens']:.2f}",
             f"{one['peak_bytes'] / 1e9:.2f} GB",
             f"{one['held_out_loss']:.4f}",
         )

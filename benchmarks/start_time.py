@@ -31,7 +31,11 @@ from rich.table import Table
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "peft", "datasets")
 RECIPE = REPOSITORY / "recipes" / "sft_gpt2_lora"
-SETTINGS = ("model.checkpoint=data/checkpoints/tiny-gpt2", "model.quantization=none")
+SETTINGS = (
+    "--overwrite",  # the run before was ended in its first step
+    "model.checkpoint=data/checkpoints/tiny-gpt2",
+    "model.quantization=none",
+)
 STEPPED = 77
 HOOK = f"""
 import os, runpy, sys

@@ -120,7 +120,7 @@ def test_the_benchmark_says_what_it_lacks(
     benchmark: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faults = {
-        "--data: found nothing": FILES[2:],
+        "--data: found no": ["--data", "nowhere"],
         "--tokenizer: found no": [*FILES[:3], "nowhere"],
         "--sides: found trl-worst, accepts trl-default": [*FILES, "--sides", "trl-worst"],
         "which is never quantized": [*FILES, "--sides", "bare-fp32", "--quantization", "nf4"],
@@ -132,6 +132,18 @@ def test_the_benchmark_says_what_it_lacks(
             benchmark.main(arguments)
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_without_arguments_it_measures_gpt2_on_the_rows_of_the_project(
+    benchmark: ModuleType, workload: ModuleType, tokenizer: Any, tmp_path: Path
+) -> None:
+    options = benchmark.parse([])
+    assert [str(options.data), str(options.tokenizer)] == [FILES[1], FILES[3]]
+    assert (options.shape, options.rows, options.quantization) == ("gpt2", "as-is", "none")
+    (tmp_path / "small").mkdir()
+    config = workload.write_checkpoints(tmp_path / "small", tokenizer, "tiny")
+    assert config.vocab_size == len(tokenizer)
+    assert workload.SHAPES["gpt2"] == (768, 12, 12, 50257)  # Radford et al. 2019, its smallest
 
 
 def test_keys_of_the_recipe_become_sides_and_quantized_ones_have_no_float32(
