@@ -46,8 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
         HF_HUB_DISABLE_PROGRESS_BARS="1",
         MPLBACKEND="Agg",
         TOKENIZERS_PARALLELISM="false",
+        OMP_NUM_THREADS="1",  # a forked process waits for ever for OpenMP's other threads
     )
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # `auto` means float32 on every CPU, in child processes too; tests of bfloat16 ask for it.
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
     for name in list(os.environ):

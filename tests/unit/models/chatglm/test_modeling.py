@@ -26,7 +26,8 @@ from sft_kit.models.quantization import guard_cpu_packing
 
 CHECKPOINTS = ["chatglm2_tiny_fp16", "chatglm2_tiny_int4", "chatglm3_tiny_fp16"]
 DENSE = ["chatglm2_tiny_fp16", "chatglm3_tiny_fp16"]
-TOLERANCE = 1e-6
+# Both codes are up to 6e-6 from the same model in float64: how they round depends on the CPU.
+TOLERANCE = 2e-5
 Tensors = dict[str, torch.Tensor]
 
 
