@@ -79,9 +79,12 @@ def find_options(
     if not options and can_checkpoint and can_quantize:
         variants += _tried((_NF4, _CHECKPOINTING), _ROUNDED, 3, base, measure)
         options = list(_with_parts(variants[-1], limit, measure))
+    if not options:
+        unsure = [option for variant in variants for option in _with_single_rows(variant, limit)]
+        tried = _confirmed(unsure, base, limit, measure)
+        options = [option for option in tried if option.is_measured]
     if not options and "max_length" in (sections.get("data") or {}):
         options = [one for variant in variants for one in _with_shorter_rows(variant, limit)]
-    options.sort(key=lambda one: (one.rank, one.forecast.seconds.value))
     return _confirmed(options, base, limit, measure)
 
 
@@ -124,6 +127,16 @@ def _with_parts(variant: _Variant, limit: float, measure: Measure) -> Iterator[O
             words = (*variant.words, *_accumulated(variant.found, smaller))
             yield Option(words, variant.price, expected, variant.rank, is_measured=False)
             return
+
+
+def _with_single_rows(variant: _Variant, limit: float) -> Iterator[Option]:
+    """One row in a micro-batch, where the error alone may keep a variant from fitting."""
+    if variant.found.rollouts or _micro_batch(variant.found) == 1:
+        return
+    expected = forecast(variant.found, Change(num_parts=_micro_batch(variant.found)))
+    if expected.memory.value - expected.memory.error <= limit:
+        words = (*variant.words, *_accumulated(variant.found, 1))
+        yield Option(words, variant.price, expected, variant.rank, is_measured=False)
 
 
 def _smaller_rollouts(variant: _Variant, limit: float, measure: Measure) -> Iterator[Option]:
@@ -176,8 +189,8 @@ def _confirmed(
     options: Sequence[Option], base: Measurement, limit: float, measure: Measure
 ) -> list[Option]:
     """Measure the cheapest options until one of them fits as it was worked out."""
-    kept = list(options)
-    for option in options[:_MAX_TRIED]:
+    kept = sorted(options, key=lambda one: (one.rank, one.forecast.seconds.value))
+    for option in kept[:_MAX_TRIED]:
         if option.is_measured:
             break
         found = next(_tried(option.words, option.price, option.rank, base, measure), None)

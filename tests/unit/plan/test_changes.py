@@ -1,6 +1,7 @@
 """Which changes are proposed, in which order, and that they keep what they promise."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +122,26 @@ def test_an_option_that_turns_out_too_large_is_dropped_for_the_next_one() -> Non
     options = find_options(made_up(), SECTIONS, limit, Surprise())
     assert options[0].words == ("train.activation_checkpointing=true",)
     assert options[0].is_measured
+
+
+def test_where_nothing_fits_for_sure_single_rows_are_tried() -> None:
+    class Smaller(Machine):
+        def __call__(self, words: Sequence[str]) -> Measurement:
+            found = super().__call__(words)
+            if "train.per_device_train_batch_size=1" in words:
+                found.host_peaks = {"started": FIXED_BYTES // 2}
+                found.micro_steps = [
+                    replace(one, host_bytes=FIXED_BYTES // 2) for one in found.micro_steps
+                ]
+            return found
+
+    machine = Smaller()
+    options = find_options(made_up(), SECTIONS | {"adapter": None}, FIXED_BYTES, machine)
+    assert overrides(options[0].words) == {
+        "train.per_device_train_batch_size": "1",
+        "train.gradient_accumulation_steps": "8",
+        "train.per_device_eval_batch_size": "1",
+    }
+    assert [option.is_measured for option in options] == [True] * len(options)
+    assert options[0].forecast.memory.value == FIXED_BYTES / 2
+    assert find_options(made_up(), SECTIONS | {"adapter": None}, FIXED_BYTES, Machine()) == []
