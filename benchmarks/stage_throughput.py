@@ -11,6 +11,8 @@ same rows, as many as the steps need. Sides take turns, each in a process of its
 after the first step; the table has medians over the rounds, and the loss of the same held-out rows.
 Texts are the recipes' own, which are short; `--data` names a folder with `chnsenticorp/train.tsv`,
 `sst2/train.tsv`, `derived/hh_harmless_dev2000.jsonl` and `llamafactory_demo/alpaca_en_demo.json`.
+`--same-batches` takes chance out, so that the losses must agree: both sides train without dropout
+and in the order of the file, which costs ours its batches of similar length.
 """
 
 import argparse
@@ -82,6 +84,7 @@ SETTINGS = {
 IGNORED = -100
 BARE = ("train.bf16=false", "model.dtype=float32", "model.attention=sdpa", "model.dropout=keep",
         "model.fused=false", "train.train_sampling_strategy=random")  # fmt: skip
+SAME = ("train.train_sampling_strategy=sequential", "model.dropout=none")
 COMMON = ("model.quantization=none", "train.eval_strategy=no", "train.save_strategy=no",
           "train.load_best_model_at_end=false", "train.disable_tqdm=true",
           "train.logging_steps=1000", "train.warmup_steps=0")  # fmt: skip
@@ -103,6 +106,7 @@ def main() -> None:
     parser.add_argument("--eval-rows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--layers", type=int, default=12, help="fewer for a trial")
+    parser.add_argument("--same-batches", action="store_true", help="compare the losses")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -151,6 +155,7 @@ def compare(stage: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 *("--threads", str(options.threads), "--layers", str(options.layers)),
                 *("--eval-rows", str(options.eval_rows)),
                 *(("--data", str(options.data)) if options.data else ()),
+                *(("--same-batches",) if options.same_batches else ()),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -240,6 +245,8 @@ def settings_of(stage: Stage, options: argparse.Namespace) -> list[str]:
     return [
         *COMMON,
         *(BARE if options.side == "bare" else ()),
+        *(SAME if options.same_batches else ()),
+        *(["adapter.lora_dropout=0"] if options.same_batches and "lora" in stage.recipe else ()),
         *SETTINGS[stage.recipe.partition("_")[0]],
         f"data.path={data}",
         *(["data.group=null"] if options.data and stage.kind == "gpt2" else ()),

@@ -29,6 +29,7 @@ from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_tokenizer
 from sft_kit.models.fingerprint import describe_base
 from sft_kit.models.heads import head_of, load_classifier
+from sft_kit.models.pooling import padding_of
 from sft_kit.settings import ClassifySettings, LabelledDataSettings, ModelSettings
 from sft_kit.training.announce import announce_classifier
 from sft_kit.training.callbacks import LogFile
@@ -89,7 +90,7 @@ def main() -> None:
         callbacks=[LogFile(), *early_stopping(settings.classify)],
     )
     facts = derive_facts(trainer, train_examples)
-    notes = [*config.notes, *rows.notes(), head_of(classifier).note]
+    notes = [*config.notes, *rows.notes(), head_of(classifier).note, padding_of(classifier)]
     announce_classifier(facts, notes, warnings, rows.train[0], train_examples[0], tokenizer)
     run.begin(
         facts=facts,

@@ -30,6 +30,7 @@ from sft_kit.models.adapters import attach_lora
 from sft_kit.models.base import load_tokenizer
 from sft_kit.models.fingerprint import describe_base
 from sft_kit.models.heads import head_of
+from sft_kit.models.pooling import padding_of
 from sft_kit.models.reward_model import load_reward_model
 from sft_kit.settings import ModelSettings, PreferenceDataSettings, RewardSettings
 from sft_kit.training.announce import announce_preferences
@@ -88,7 +89,7 @@ def main() -> None:
         callbacks=[LogFile()],
     )
     facts = derive_facts(trainer, train_examples)
-    notes = [*config.notes, *rows.notes(), head_of(scorer).note]
+    notes = [*config.notes, *rows.notes(), head_of(scorer).note, padding_of(scorer)]
     announce_preferences(facts, notes, warnings, train_examples[0], tokenizer)
     run.begin(
         facts=facts,

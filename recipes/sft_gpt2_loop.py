@@ -71,7 +71,8 @@ def main() -> None:
     model = attach_lora(
         load_causal_lm(settings.model), settings.adapter, fused=settings.model.fused
     )
-    answer_losses(model, fused=settings.model.fused)  # logits are made where there is a label
+    # Logits are made where there is a label; padding is left out where the model can do without.
+    padding = answer_losses(model, fused=settings.model.fused)
     set_seed(args.seed)  # so that shuffling and dropout do not depend on the adapter's size
     mixed_precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     accelerator = Accelerator(
@@ -80,8 +81,8 @@ def main() -> None:
         # The order of an epoch's rows depends on seed and epoch alone, on every process.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    for warning in warnings:
-        accelerator.print(f"warning: {warning}")
+    told = [*config.notes, *padding, *rows.notes(), *(f"warning: {one}" for one in warnings)]
+    accelerator.print("\n".join(told))
     loader = DataLoader(
         to_dataset(rows.train),
         batch_size=args.per_device_train_batch_size,

@@ -86,6 +86,12 @@ def has_much_padding(mask: torch.Tensor) -> bool:
     return float(mask.ne(0).float().mean()) < 1 - _WORTH
 
 
+def padding_note(*, is_left_out: bool) -> str:
+    """Say what training does with padding, for the one who runs it."""
+    padding = "left out where there is much" if is_left_out else "computed, and not read"
+    return f"padding: {padding} (model.attention, model.fused)"
+
+
 def can_leave_out_padding(model: PreTrainedModel | PeftModel) -> bool:
     """Try whether the rows of such a forward see nothing of each other, and know their positions.
 

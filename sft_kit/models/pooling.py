@@ -21,6 +21,7 @@ from sft_kit.models.padding_free import (
     can_leave_out_padding,
     has_much_padding,
     leave_out_padding,
+    padding_note,
 )
 from sft_kit.objectives.classification import (
     classification_loss,
@@ -95,6 +96,12 @@ def pool_last_token(
         learns_language,
         is_padding_free=fused and can_leave_out_padding(cast("PreTrainedModel", model.base_model)),
     )
+
+
+def padding_of(model: PreTrainedModel) -> str:
+    """Say what training does with the padding of a classifier or a reward model."""
+    pooling: Pooling | None = getattr(model, "sft_kit_pooling", None)
+    return padding_note(is_left_out=pooling is not None and pooling.is_padding_free)
 
 
 def _forward(

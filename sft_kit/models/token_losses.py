@@ -17,6 +17,7 @@ from sft_kit.models.padding_free import (
     can_leave_out_padding,
     has_much_padding,
     leave_out_padding,
+    padding_note,
 )
 from sft_kit.objectives.language import IGNORED, cross_entropy
 from sft_kit.objectives.linear_cross_entropy import linear_cross_entropy
@@ -62,8 +63,7 @@ def answer_losses(model: PreTrainedModel | PeftModel, *, fused: bool = True) -> 
     head.register_forward_pre_hook(asked.select)
     head.register_forward_hook(asked.answer)
     model.register_forward_hook(asked.give, always_call=True)
-    padding = "left out where there is much" if asked.is_padding_free else "computed, and not read"
-    return [f"padding: {padding} (model.attention, model.fused)"]
+    return [padding_note(is_left_out=asked.is_padding_free)]
 
 
 class _Asked:

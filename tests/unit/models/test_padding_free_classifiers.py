@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from sft_kit.models.heads import load_classifier
+from sft_kit.models.pooling import padding_of
 from sft_kit.models.reward_model import load_reward_model
 from sft_kit.settings import ModelSettings
 
@@ -67,6 +68,7 @@ def test_scores_and_gradients_are_those_of_every_row_alone(checkpoint: Path, sid
     model = load_reward_model(settings(checkpoint), pad_token_id=0, device="cpu").train()
     alone = copy.deepcopy(model)
     alone.set_attn_implementation("eager")
+    assert padding_of(model).startswith("padding: left out where there is much")
     shapes = seen_shapes(model)
     scores = model(**padded(side)).logits[:, 0]
     assert shapes == [torch.Size([1, sum(LENGTHS) + 7])]  # 169, filled up to 176
@@ -97,6 +99,7 @@ def test_padding_stays_where_it_is_asked_for_or_the_model_only_answers(checkpoin
     forced = load_reward_model(
         settings(checkpoint, fused=False), pad_token_id=0, device="cpu"
     ).train()
+    assert padding_of(forced).startswith("padding: computed, and not read")
     model = load_reward_model(settings(checkpoint), pad_token_id=0, device="cpu")
     batch = padded("right")
     for one in (forced, model.eval()):
