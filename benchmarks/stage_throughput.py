@@ -242,11 +242,12 @@ class Clock(TrainerCallback):
 def settings_of(stage: Stage, options: argparse.Namespace) -> list[str]:
     """Overrides for one side of a stage."""
     data = options.data / stage.longer if options.data else stage.own
-    return [
+    has_adapter = "lora" in stage.recipe
+    words = [
         *COMMON,
         *(BARE if options.side == "bare" else ()),
         *(SAME if options.same_batches else ()),
-        *(["adapter.lora_dropout=0"] if options.same_batches and "lora" in stage.recipe else ()),
+        *(["adapter.lora_dropout=0"] if options.same_batches and has_adapter else ()),
         *SETTINGS[stage.recipe.partition("_")[0]],
         f"data.path={data}",
         *(["data.group=null"] if options.data and stage.kind == "gpt2" else ()),
@@ -254,6 +255,8 @@ def settings_of(stage: Stage, options: argparse.Namespace) -> list[str]:
         f"train.max_steps={options.steps}",
         f"train.output_dir={options.work / 'run'}",
     ]
+    last = {word.partition("=")[0]: word for word in words}
+    return list(last.values())
 
 
 def first_rows(rows: Any, count: int) -> Any:  # noqa: ANN401
