@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/plan_accuracy.py [RECIPE ...] [--json FILE]
 
 Each recipe is shortened, planned, and run with the same settings; checkpoints and data are those
-that come with the project. On a machine that others use too, `--clock cpu_seconds` compares CPU
-time instead of wall time.
+that come with the project or are made by its scripts. On a machine that others use too, `--clock
+cpu_seconds` compares CPU time instead of wall time.
 """
 
 import argparse
@@ -81,6 +81,8 @@ def compare(stem: str, folder: Path, clock: str) -> dict[str, object]:
         # The base itself never stops, and what it learns first is to write less and less.
         sft = earlier_run("sft_gpt2_lora", folder, num_steps=200)
         words.append(f"ppo.sft_adapter={sft}")
+    if stem.startswith("pretrain_"):
+        write_corpus()
     if stem == "pretrain_bart_denoise":
         words.append(f"model.tokenizer={bart_tokenizer(folder)}")
     recipe = ROOT / "recipes" / f"{stem}.py"
@@ -100,6 +102,12 @@ def earlier_run(stem: str, folder: Path, num_steps: int) -> Path:
         words = [GPT2, f"train.max_steps={num_steps}", f"train.output_dir={path}"]
         run(ROOT / "recipes" / f"{stem}.py", words, path)
     return path
+
+
+def write_corpus() -> None:
+    """Write the texts of the pretraining recipes, which do not come with the project."""
+    if not (ROOT / "data" / "corpus.jsonl").is_file():
+        subprocess.run([sys.executable, str(ROOT / "data" / "make_corpus.py")], check=True)
 
 
 def bart_tokenizer(folder: Path) -> Path:
