@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_kit.errors import LaunchError, Problem
+from sft_kit.host_memory import free_host_bytes
 from sft_kit.parts import notes_on_speed, pick_parts
 
 if TYPE_CHECKING:
@@ -170,14 +171,13 @@ def host_peak_bytes() -> int:
 
 def free_memory_bytes(device: "torch.device") -> int:
     """Memory that a new model could take: free on the GPU, or available on this machine."""
-    import psutil
     import torch
 
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused
-    return int(psutil.virtual_memory().available)
+    return free_host_bytes()
 
 
 def use_all_cores() -> str | None:

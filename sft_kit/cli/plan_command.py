@@ -57,7 +57,8 @@ def plan(
     planned = forecast(found)
     for line in plan_lines(found, planned, usable_cores()):
         typer.echo(line)
-    limit = limit or _USED_SHARE * (found.free_device_bytes or found.free_host_bytes)
+    free = found.free_device_bytes if found.uses_device else found.free_host_bytes
+    limit = limit or _USED_SHARE * free
     option = None
     if planned.memory.upper <= limit:
         typer.echo(f"fits into {in_bytes(round(limit))}")

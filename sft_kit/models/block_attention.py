@@ -193,7 +193,8 @@ def _blocks_forward(
         and query.shape[3] == value.shape[3]
         and (attention_mask is None or attention_mask.dtype == torch.bool)
         and (bias is None or not bias.requires_grad)
-        and torch.is_grad_enabled()
+        # Reentrant checkpointing goes forward without gradients first, and must do the same again.
+        and (module.training or torch.is_grad_enabled())
     )
     if not is_plain:
         return sdpa_attention_forward(

@@ -44,7 +44,7 @@ class _Fused:
         layer = cast("Any", self)
         base = layer.get_base_layer()
         dtype = _product_dtype(base, x)
-        if args or kwargs or dtype is None or not _is_plain(layer):
+        if args or kwargs or dtype is None or not x.numel() or not _is_plain(layer):
             return cast("torch.Tensor", cast("Any", super()).forward(x, *args, **kwargs))
         (name,) = layer.active_adapters
         result: torch.Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]

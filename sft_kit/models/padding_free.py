@@ -16,6 +16,7 @@ from sft_kit.models.block_attention import BLOCKS
 _FLASH = ("flash_attention_2", "flash_attention_3")
 _CLOSE = 0.02
 """Share of the largest logit by which rounding in bfloat16 may move one."""
+_CHUNKS = "attention_chunk_size"
 _ROW, _OTHER, _CHANGED = [1, 2, 3], [4, 5], [6, 2, 3]
 _SIZES_PER_OCTAVE = 16
 """Numbers of tokens that batches are filled up to, from one power of two to the next.
@@ -24,6 +25,7 @@ oneDNN makes kernels for each number of rows of a matrix product and keeps them 
 took 0.9 GB in a model of 1 MB (torch 2.13, bfloat16). So few cost 2 % more tokens.
 """
 _LEAST_STEP = 8
+_MARK = "sft_kit_leaves_out_padding"
 _WORTH = 0.1
 """Share of padding from which on it is left out: below, attention row by row costs more."""
 
@@ -63,6 +65,12 @@ def leave_out_padding(
     return flat | _borders(lengths)
 
 
+def size_without_padding(mask: torch.Tensor) -> int:
+    """Tokens that are computed for an attention mask (B, T): its own, filled up to a few sizes."""
+    count = int(mask.ne(0).sum())
+    return count + _missing(count)
+
+
 def _missing(count: int) -> int:
     """Tokens to the next of the few sizes."""
     step = max(_LEAST_STEP, (1 << count.bit_length() - 1) // _SIZES_PER_OCTAVE)
@@ -74,6 +82,17 @@ def _borders(lengths: torch.Tensor) -> dict[str, Any]:
     longest = int(lengths.max())
     names = {"cu_seq_lens": borders, "max_length": longest}
     return {f"{name}_{side}": one for name, one in names.items() for side in ("q", "k")}
+
+
+def leaves_out_padding(model: object) -> bool:
+    """Whether the training of a model leaves out padding, where there is much of it."""
+    return bool(getattr(model, _MARK, False))
+
+
+def mark_padding_free(model: object, *, is_padding_free: bool) -> bool:
+    """Note on a model what `leaves_out_padding` answers, and give it back."""
+    setattr(model, _MARK, is_padding_free)
+    return is_padding_free
 
 
 def attention_of(model: PreTrainedModel | PeftModel) -> str:
@@ -97,9 +116,11 @@ def can_leave_out_padding(model: PreTrainedModel | PeftModel) -> bool:
 
     Not every model hands the borders on to its kernel, and some look back by other means. The
     answers of a row must stay the same, bit by bit, when the row before it changes, and must be
-    close when the rows change places.
+    close when the rows change places. What is cut into chunks by the place in the batch, not in the
+    row, shows in rows longer than a chunk only: such models keep their padding.
     """
-    if attention_of(model) not in (BLOCKS, *_FLASH):
+    config = cast("Any", model).config.get_text_config()
+    if attention_of(model) not in (BLOCKS, *_FLASH) or getattr(config, _CHUNKS, None):
         return False
     was_training = model.training
     model.eval()
@@ -107,7 +128,7 @@ def can_leave_out_padding(model: PreTrainedModel | PeftModel) -> bool:
         (row, other), (_, same), (second, first) = (
             _answers(model, rows) for rows in ([_ROW, _OTHER], [_CHANGED, _OTHER], [_OTHER, _ROW])
         )
-    except TypeError:  # it does not take the borders
+    except (TypeError, RuntimeError, ValueError):  # it does not take the borders, or rows like this
         return False
     finally:
         model.train(was_training)

@@ -21,6 +21,8 @@ from sft_kit.models.padding_free import (
     can_leave_out_padding,
     has_much_padding,
     leave_out_padding,
+    leaves_out_padding,
+    mark_padding_free,
     padding_note,
 )
 from sft_kit.objectives.classification import (
@@ -60,7 +62,6 @@ class Pooling:
     takes_positions: bool
     options: dict[str, object]
     learns_language: bool
-    is_padding_free: bool
 
 
 def pool_last_token(
@@ -89,19 +90,19 @@ def pool_last_token(
         "accepts_loss_kwargs": False,
     }
     model.__class__ = type(stock.__name__, (stock,), members)
+    backbone = cast("PreTrainedModel", model.base_model)
+    mark_padding_free(model, is_padding_free=fused and can_leave_out_padding(backbone))
     cast("Any", model).sft_kit_pooling = Pooling(
         head,
         "position_ids" in known,
         options,
         learns_language,
-        is_padding_free=fused and can_leave_out_padding(cast("PreTrainedModel", model.base_model)),
     )
 
 
 def padding_of(model: PreTrainedModel) -> str:
     """Say what training does with the padding of a classifier or a reward model."""
-    pooling: Pooling | None = getattr(model, "sft_kit_pooling", None)
-    return padding_note(is_left_out=pooling is not None and pooling.is_padding_free)
+    return padding_note(is_left_out=leaves_out_padding(model))
 
 
 def _forward(
@@ -168,10 +169,9 @@ def _forward(
 
 def _can_shrink(model: Any, options: dict[str, Any]) -> bool:  # noqa: ANN401
     """Whether there is padding to leave out of a backbone's forward, and nothing else is asked."""
-    pooling: Pooling = model.sft_kit_pooling
     mask: torch.Tensor | None = options["attention_mask"]
     return (
-        pooling.is_padding_free
+        leaves_out_padding(model)
         and model.training
         and options["input_ids"] is not None
         and mask is not None

@@ -17,6 +17,7 @@ from sft_kit.models.padding_free import (
     can_leave_out_padding,
     has_much_padding,
     leave_out_padding,
+    mark_padding_free,
     padding_note,
 )
 from sft_kit.objectives.language import IGNORED, cross_entropy
@@ -57,7 +58,9 @@ def answer_losses(model: PreTrainedModel | PeftModel, *, fused: bool = True) -> 
     head = cast("nn.Module", cast("Any", model).get_output_embeddings())
     asked = _Asked(
         is_fused=fused and _is_bare(model, head),
-        is_padding_free=fused and can_leave_out_padding(model),
+        is_padding_free=mark_padding_free(
+            model, is_padding_free=fused and can_leave_out_padding(model)
+        ),
     )
     model.register_forward_pre_hook(asked.take, with_kwargs=True)
     head.register_forward_pre_hook(asked.select)
@@ -86,6 +89,8 @@ class _Asked:
         mask = options.get("attention_mask")
         if self.is_padding_free and model.training and mask is not None and has_much_padding(mask):
             attention = attention_of(cast("PreTrainedModel", model))
+            places = mask.ne(0).long().cumsum(1).sub(1).clamp(min=0)
+            options = {"position_ids": places} | options
             options = leave_out_padding(options, attention, ignored={NEXT_TOKENS: IGNORED})
         self.flat_labels = options[NEXT_TOKENS]
         return args, {name: value for name, value in options.items() if name != NEXT_TOKENS}

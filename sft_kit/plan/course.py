@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Subset
 
+from sft_kit.models.padding_free import has_much_padding, size_without_padding
 from sft_kit.objectives.language import IGNORED
 from sft_kit.plan.shapes import Shape
 
@@ -22,12 +23,14 @@ class Sampled:
     """The batches of an epoch as they go by: all shapes, and a few batches.
 
     Attributes:
+        is_padding_free: The model leaves out padding where there is much.
         shapes: Of every batch, in their order.
         batches: Drawn with equal chances from all.
         narrowest: The batch with the fewest tokens, padding included.
         widest: The one with the most.
     """
 
+    is_padding_free: bool = False
     shapes: list[Shape] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     narrowest: Batch | None = None
@@ -36,10 +39,10 @@ class Sampled:
 
     def see(self, batch: Batch) -> None:
         """Count a batch, and perhaps keep it."""
-        shape = shape_of(batch)
-        if self.widest is None or shape.padded > shape_of(self.widest).padded:
+        shape = self.shape_of(batch)
+        if self.widest is None or shape.padded > self.shape_of(self.widest).padded:
             self.widest = batch
-        if self.narrowest is None or shape.padded < shape_of(self.narrowest).padded:
+        if self.narrowest is None or shape.padded < self.shape_of(self.narrowest).padded:
             self.narrowest = batch
         self.shapes.append(shape)
         place = self._draw.randrange(len(self.shapes))
@@ -47,6 +50,10 @@ class Sampled:
             self.batches.append(batch)
         elif place < _NUM_SAMPLED:
             self.batches[place] = batch
+
+    def shape_of(self, batch: Batch) -> Shape:
+        """Read the shape of a batch as the model takes it."""
+        return shape_of(batch, is_padding_free=self.is_padding_free)
 
     def rising(self) -> list[Batch]:
         """Batches from the narrowest, which comes twice to warm up, to the widest.
@@ -57,10 +64,10 @@ class Sampled:
         """
         assert self.narrowest is not None
         assert self.widest is not None
-        inner = sorted(self.batches, key=lambda batch: shape_of(batch).padded)
+        inner = sorted(self.batches, key=self._size)
         chosen = [inner[len(inner) * index // _NUM_RISING] for index in range(1, _NUM_RISING)]
         chosen += [self.narrowest, *_pieces(self.widest)]
-        chosen.sort(key=lambda batch: shape_of(batch).padded)
+        chosen.sort(key=self._size)
         return [chosen[0], *chosen, self.widest]
 
     def closing(self) -> list[Batch]:
@@ -68,6 +75,9 @@ class Sampled:
         assert self.widest is not None
         are_alike = len({shape.kind for shape in self.shapes}) == 1
         return [] if are_alike else [self.widest]
+
+    def _size(self, batch: Batch) -> int:
+        return self.shape_of(batch).padded
 
     def mixed(self) -> Iterator[Batch]:
         """Batches in a random order, again and again."""
@@ -91,25 +101,29 @@ def spread_batches(rows: Any, batch_size: int) -> Any:  # noqa: ANN401 - a Train
     return rows.select(chosen) if hasattr(rows, "select") else Subset(rows, chosen)
 
 
-def shape_of(batch: Mapping[str, Any]) -> Shape:
+def shape_of(batch: Mapping[str, Any], *, is_padding_free: bool = False) -> Shape:
     """Read the shape of a batch as a model takes it.
 
     Args:
         batch: `input_ids` (B, T); `attention_mask` and `labels` where there are some.
+        is_padding_free: The model leaves out padding where there is much.
     """
     ids = cast("torch.Tensor", batch["input_ids"])
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     lengths = torch.full(ids.shape[:1], ids.shape[-1])
+    width, padded, labelled = ids.shape[-1], ids.numel(), len(ids)
+    is_flat = False
     if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
         lengths = mask.sum(dim=-1)
-    width, padded, labelled = ids.shape[-1], ids.numel(), len(ids)
+        is_flat = is_padding_free and has_much_padding(mask)
+        padded = size_without_padding(mask) if is_flat else padded
     if isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point():
         supervised = labels.ne(IGNORED)
         labelled = int(supervised.sum())
         if "decoder_input_ids" in batch:
             lengths = lengths + supervised.sum(dim=-1)
             width, padded = max(width, labels.shape[-1]), padded + labels.numel()
-    return Shape(tuple(lengths.tolist()), width, padded, labelled)
+    return Shape(tuple(lengths.tolist()), width, padded, labelled, is_flat)
 
 
 def _pieces(batch: Batch) -> list[Batch]:

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from sft_kit.devices import host_peak_bytes
+from sft_kit.host_memory import free_host_bytes
 
 _FORGET_PEAK = "5"
 """What Linux takes for "the peak of resident memory begins anew"."""
@@ -107,7 +108,7 @@ def give_back_memory() -> None:
 def _memory() -> dict[str, int]:
     """Bytes that are free on the host and on the accelerator, before anything is loaded."""
     device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-    return {"free_host_bytes": int(psutil.virtual_memory().available), "free_device_bytes": device}
+    return {"free_host_bytes": free_host_bytes(), "free_device_bytes": device}
 
 
 def _now() -> tuple[float, float]:

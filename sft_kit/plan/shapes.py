@@ -15,14 +15,16 @@ class Shape:
         lengths: Tokens of each row, padding not included.
         width: Tokens of the longest row with its padding; of the encoder or the decoder, whichever
             is wider.
-        padded: Tokens that are computed, padding and decoder included.
+        padded: Tokens that are computed, decoder included, and padding where it is computed.
         labelled: Tokens or rows that have a label.
+        is_flat: Padding is left out.
     """
 
     lengths: tuple[int, ...]
     width: int
     padded: int
     labelled: int
+    is_flat: bool = False
 
     @property
     def real(self) -> int:
@@ -32,6 +34,8 @@ class Shape:
     @property
     def kind(self) -> Kind:
         """What is prepared for once and then kept."""
+        if self.is_flat:
+            return 1, self.padded, self.padded
         return len(self.lengths), self.width, self.padded
 
 
@@ -52,7 +56,8 @@ def _with_rows(shape: Shape, lengths: Sequence[int]) -> Shape:
     longest = max(max(shape.lengths), 1)
     stretch = max(lengths) / longest
     share = sum(lengths) / max(shape.real, 1)
-    padded = shape.padded * stretch * len(lengths) / len(shape.lengths)
+    by_width = stretch * len(lengths) / len(shape.lengths)
+    padded = shape.padded * (share if shape.is_flat else by_width)
     return replace(
         shape,
         lengths=tuple(lengths),

@@ -18,7 +18,8 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from sft_kit.devices import free_memory_bytes
 from sft_kit.disk import folder_bytes, free_bytes
 from sft_kit.manifest import force_to_disk
-from sft_kit.plan.course import Batch, Sampled, shape_of, spread_batches
+from sft_kit.models.padding_free import leaves_out_padding
+from sft_kit.plan.course import Batch, Sampled, spread_batches
 from sft_kit.plan.recorder import Recorder, give_back_memory
 from sft_kit.plan.shapes import Kind, Shape
 from sft_kit.training.length_groups import group_rows
@@ -54,7 +55,7 @@ class MeasuringTrainer(SafeTrainer):
         super().__init__(*args, **kwargs)
         self._recorder = recorder
         self._num_steps = 0
-        self._sampled = Sampled()
+        self._sampled = Sampled(leaves_out_padding(self.model))
         self._rising: list[Batch] = []
         self._mixed: Iterator[Batch] = iter(())
         self._kinds: list[str] = []  # of the micro-batches of the step under way
@@ -134,7 +135,7 @@ class MeasuringTrainer(SafeTrainer):
             for batch in islice(batches, max(num_left, 0)):
                 if time.perf_counter() > deadline:
                     break
-                seen.add(shape_of(batch).kind)
+                seen.add(self._sampled.shape_of(batch).kind)
                 num_left -= 1
             if len(seen) == num_before:
                 break
@@ -169,7 +170,7 @@ class MeasuringTrainer(SafeTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
         """Take the time and the peak of a micro-batch."""
-        shape = shape_of(args[1])
+        shape = self._sampled.shape_of(args[1])
         with self._recorder.part() as part:
             loss = super().training_step(*args, **kwargs)
         self._in_micro_steps[0] += part.seconds
@@ -201,7 +202,7 @@ class MeasuringTrainer(SafeTrainer):
 
     def _is_enough(self) -> bool:
         if self._rising:
-            return self._would_not_fit(shape_of(self._rising[0]))
+            return self._would_not_fit(self._sampled.shape_of(self._rising[0]))
         if self._mixed_since is None or self._num_mixed < _MIN_MIXED:
             return False
         wall, own = self._mixed_since

@@ -1,5 +1,7 @@
 """Attention by blocks is scaled dot-product attention, forward and backward."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.nn import functional
@@ -16,6 +18,7 @@ from transformers import (
     T5Model,
 )
 
+from sft_kit.models import block_attention as kernels
 from sft_kit.models.block_attention import BLOCKS, block_attention, register_blocks
 
 HEADS, DIM = 3, 8
@@ -125,10 +128,29 @@ BART = BartConfig(
 )  # fmt: skip
 
 
-def assert_learns_the_same_with_either_kernel(model, answer):
+def assert_learns_the_same_with_either_kernel(model, answer, *, is_used=True):
     """The states that count, and the gradients of a loss over them, are equal to rounding."""
     found = {}
     register_blocks()
+    with count_calls() as calls:
+        compare_kernels(model, answer, found)
+    assert bool(calls) is is_used
+    torch.testing.assert_close(found[BLOCKS][0], found["sdpa"][0], atol=0.05, rtol=0.05)
+    ours, theirs = found[BLOCKS][1], found["sdpa"][1]
+    assert functional.cosine_similarity(ours, theirs, dim=0) > 0.999
+
+
+@contextmanager
+def count_calls():
+    """How often the kernel itself was asked, and not transformers' `sdpa` in its place."""
+    calls = []
+    real = kernels.block_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "block_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
+        yield calls
+
+
+def compare_kernels(model, answer, found):
     for kernel in ("sdpa", BLOCKS):
         model.set_attn_implementation(kernel)
         model.zero_grad()
@@ -137,9 +159,6 @@ def assert_learns_the_same_with_either_kernel(model, answer):
         grads = torch.cat([one.grad.float().flatten() for one in model.parameters()
                            if one.grad is not None])  # fmt: skip
         found[kernel] = states.detach(), grads
-    torch.testing.assert_close(found[BLOCKS][0], found["sdpa"][0], atol=0.05, rtol=0.05)
-    ours, theirs = found[BLOCKS][1], found["sdpa"][1]
-    assert functional.cosine_similarity(ours, theirs, dim=0) > 0.999
 
 
 @pytest.mark.parametrize(
@@ -185,6 +204,24 @@ def test_a_model_that_does_not_learn_answers_as_with_sdpa_bit_by_bit():
         with torch.no_grad():
             answers.append(model(input_ids=ids, attention_mask=mask).last_hidden_state)
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recomputed_activations_are_those_of_the_forward(use_reentrant):
+    torch.manual_seed(1)
+    config = GPT2Config(**GPT2.to_dict() | {"attn_pdrop": 0.3})
+    model = GPT2Model(config).bfloat16().train()
+    register_blocks()
+    model.set_attn_implementation(BLOCKS)
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    outputs = []
+    model.h[0].attn.register_forward_hook(lambda _, __, out: outputs.append(out[0].detach()))
+    with count_calls() as calls:
+        model(input_ids=torch.randint(1, 50, (2, 40)), use_cache=False)[0].float().sum().backward()
+    forward, again = outputs
+    assert torch.equal(forward, again)
+    assert len(calls) == 4
 
 
 def test_packed_rows_do_not_see_each_other():

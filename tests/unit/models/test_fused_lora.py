@@ -71,6 +71,11 @@ def test_answers_and_gradients_are_those_of_peft(shape):
 
 
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
+def test_no_rows_at_all_are_answered_as_by_peft():
+    assert with_adapter(fused=True, dropout=0.1)(torch.zeros(0, 12)).shape == (0, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
 def test_in_bfloat16_adapters_and_their_gradients_stay_float32_and_near():
     x = torch.randn(64, 12, dtype=torch.bfloat16)
     ours = learnt(with_adapter(fused=True, dtype=torch.bfloat16), x)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
@@ -23,6 +24,8 @@ from sft_kit.models.padding_free import (
     can_leave_out_padding,
     has_much_padding,
     leave_out_padding,
+    leaves_out_padding,
+    size_without_padding,
 )
 from sft_kit.models.token_losses import answer_losses
 
@@ -146,6 +149,45 @@ def test_padding_stays_where_the_kernel_does_not_know_the_borders() -> None:
     assert answer_losses(build("llama"), fused=False)[0].startswith("padding: computed")
 
 
+def test_padding_stays_where_rows_of_such_heads_do_not_fit_the_kernel() -> None:
+    """Values are narrower than keys."""
+    config = DeepseekV3Config(
+        **SMALL | {"num_key_value_heads": 4}, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
+        qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=2,
+    )  # fmt: skip
+    register_blocks()
+    model = AutoModelForCausalLM.from_config(config)
+    model.set_attn_implementation(BLOCKS)
+    assert answer_losses(model)[0].startswith("padding: computed")
+    assert model.train()(**batch(rows())).nll.isfinite().all()
+
+
+def test_padding_stays_where_attention_is_cut_into_chunks_longer_than_the_rows_tried() -> None:
+    model = build("llama")
+    model.config.attention_chunk_size = 100
+    assert not can_leave_out_padding(model)
+
+
+def test_positions_that_nobody_gives_are_counted_row_by_row() -> None:
+    model = build("gpt2")
+    answer_losses(model)
+    model.train()
+    inputs = batch(rows())
+    expected = model(**inputs).nll
+    del inputs["position_ids"]
+    assert torch.equal(model(**inputs).nll, expected)
+
+
+def test_a_model_tells_whether_it_leaves_out_padding() -> None:
+    model = build("gpt2")
+    assert not leaves_out_padding(model)
+    adapted = attach_lora(model, LoraConfig(r=2, target_modules="all-linear"), fused=False)
+    answer_losses(adapted)
+    assert leaves_out_padding(adapted)
+    answer_losses(adapted, fused=False)
+    assert not leaves_out_padding(adapted)
+
+
 def test_a_model_that_drops_the_borders_on_the_way_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -192,6 +234,7 @@ def test_batches_have_few_sizes_and_little_to_fill_up() -> None:
         mask = torch.ones(1, count, dtype=torch.long)
         flat = leave_out_padding({"attention_mask": mask}, BLOCKS)
         size = flat["attention_mask"].shape[1]
+        assert size == size_without_padding(mask)
         assert count <= size <= max(count + 7, count * 17 / 16)
         assert flat["cu_seq_lens_q"].tolist()[-1] == size
         sizes.add(size)

@@ -18,6 +18,29 @@ def test_a_padded_batch_tells_rows_padding_and_labels() -> None:
     assert shape_of(batch_of(3, 9, 4)) == Shape((3, 9, 4), 9, 27, 3)
 
 
+def test_without_padding_a_batch_costs_its_own_tokens_filled_up_to_a_few_sizes() -> None:
+    batch = batch_of(3, 9, 4, 30)
+    shape = shape_of(batch, is_padding_free=True)
+    assert (shape.lengths, shape.width, shape.padded, shape.is_flat) == (
+        (3, 9, 4, 30),
+        30,
+        48,
+        True,
+    )
+    assert shape.kind == shape_of(batch_of(9, 3, 4, 27), is_padding_free=True).kind
+    assert [part.padded for part in split(shape, 2)] == [round(48 * 12 / 46), round(48 * 34 / 46)]
+    hardly_padded = batch_of(20, 20, 20, 19)
+    assert shape_of(hardly_padded, is_padding_free=True) == shape_of(hardly_padded)
+
+
+def test_the_widest_batch_without_padding_is_the_one_with_the_most_tokens() -> None:
+    sampled = Sampled(is_padding_free=True)
+    for lengths in ((500, 9, 9, 9), (300, 300, 300, 20), (40, 40, 40, 20)):
+        sampled.see(batch_of(*lengths))
+    assert sampled.widest is not None
+    assert sampled.widest["input_ids"].shape == (4, 300)
+
+
 def test_a_decoder_counts_with_its_encoder() -> None:
     batch = {
         "input_ids": torch.zeros(2, 5, dtype=torch.long),

@@ -1,0 +1,30 @@
+"""Memory of this machine that a new process may take, containers' limits included."""
+
+import re
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+_NAMES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+     "total_inactive_file"),
+)  # fmt: skip
+"""Limit, usage, and the part of the usage that is given up when needed: version 2, then 1."""
+
+
+def free_host_bytes(cgroups: Path = CGROUPS) -> int:
+    """Bytes that are available on the machine, and to the container that this runs in.
+
+    Args:
+        cgroups: Where the kernel tells a container's limits.
+    """
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    for names in _NAMES:
+        limit, used, statistics = (cgroups / name for name in names[:3])
+        if limit.is_file() and limit.read_text("ascii").strip().isdecimal():
+            cached = re.search(rf"^{names[3]} (\d+)$", statistics.read_text("ascii"), re.MULTILINE)
+            taken = int(used.read_text("ascii")) - (int(cached[1]) if cached else 0)
+            available = min(available, max(0, int(limit.read_text("ascii")) - taken))
+    return available
