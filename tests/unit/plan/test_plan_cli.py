@@ -38,6 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         found = made_up([full(size, 10 + index) for index in range(10)])
         found.run["micro_batch"] = size
         found.end_seconds = 5.0 if to_the_end else None
+        found.free_device_bytes = 140_000_000_000  # of a GPU that the run does not use
         return found
 
     monkeypatch.setattr(plan_command, "measure", measure)
