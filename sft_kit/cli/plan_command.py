@@ -1,7 +1,7 @@
 """The command `plan`: what a run will take, before it is started."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from sft_kit.cli.recipe_commands import Overrides, RecipeFile, SettingsFile, rea
 from sft_kit.config import Resolved
 from sft_kit.config.yaml_text import display
 from sft_kit.devices import usable_cores
-from sft_kit.disk import in_bytes
+from sft_kit.disk import free_bytes, in_bytes
 from sft_kit.errors import ConfigError, SftKitError
 from sft_kit.plan.changes import Option, find_options, smallest_memory
 from sft_kit.plan.forecast import Forecast, forecast
@@ -55,7 +55,8 @@ def plan(
     if not found.micro_steps and not found.rollouts:
         raise SftKitError(f"nothing could be measured: {found.died or 'the run has no steps'}")
     planned = forecast(found)
-    for line in plan_lines(found, planned, usable_cores()):
+    free_disk = free_bytes(_nearest(resolved.sections))
+    for line in plan_lines(found, planned, num_threads=usable_cores(), free_disk=free_disk):
         typer.echo(line)
     free = found.free_device_bytes if found.uses_device else found.free_host_bytes
     limit = limit or _USED_SHARE * free
@@ -68,6 +69,12 @@ def plan(
         more = option.words if option else ()
         taken = option.forecast if option else planned
         _write(file, write, resolved, [*words, *more], taken)
+
+
+def _nearest(sections: Mapping[str, Mapping[str, object] | None]) -> Path:
+    """The run folder, or the first one above it that exists."""
+    folder = Path(str((sections.get("train") or {}).get("output_dir") or "")).absolute()
+    return next(one for one in (folder, *folder.parents) if one.is_dir())
 
 
 def _cheapest(options: Sequence[Option], found: Measurement, limit: float) -> Option:

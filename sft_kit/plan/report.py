@@ -12,13 +12,16 @@ _BUSY = 0.8
 _LABEL = 9
 
 
-def plan_lines(found: Measurement, planned: Forecast, num_threads: int) -> Iterator[str]:
+def plan_lines(
+    found: Measurement, planned: Forecast, *, num_threads: int, free_disk: int
+) -> Iterator[str]:
     """Say what a run is made of and what it will take.
 
     Args:
         found: What was measured.
         planned: What follows from it.
         num_threads: That it computed with, on a CPU.
+        free_disk: Bytes that are free where the run folder will be.
     """
     yield from _tokens(found, planned)
     if planned.device is not None:
@@ -31,7 +34,9 @@ def plan_lines(found: Measurement, planned: Forecast, num_threads: int) -> Itera
         count = found.run.get(f"num_{name}", "")
         if part.value or count:
             yield _line("", f"{f'{count} {name}'.strip():<16} {time_in_words(part)}")
-    yield _line("disk", _disk(found, planned))
+    yield _line("disk", f"{_disk(found, planned)} ({in_bytes(free_disk)} are free)")
+    if planned.disk.upper > free_disk:
+        yield "note: the disk will be full: train.output_dir, or a smaller train.save_total_limit"
     yield from _notes(found, num_threads)
 
 

@@ -74,6 +74,20 @@ def test_a_plan_says_tokens_memory_time_and_disk_with_their_errors(asked: list[l
     assert asked == [["sft_gpt2_lora.py", TINY, "train.seed=7", "train.report_to=none"]]
 
 
+@pytest.mark.parametrize(("free", "is_too_little"), [(10**12, False), (1_000, True)])
+def test_a_disk_that_will_be_full_is_told(
+    asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int,
+    is_too_little: bool,
+) -> None:  # fmt: skip
+    looked_at: list[Path] = []
+    monkeypatch.setattr(plan_command, "free_bytes", lambda at: looked_at.append(at) or free)
+    result = plan(SFT, TINY, f"train.output_dir={tmp_path / 'a' / 'b'}")
+    assert result.exit_code == 0, result.output
+    assert looked_at == [tmp_path]
+    assert ("the disk will be full: train.output_dir" in result.output) is is_too_little
+    assert asked
+
+
 def test_the_recipe_that_fits_is_written_and_keeps_what_was_overridden(
     asked: list[list[str]], tmp_path: Path
 ) -> None:
