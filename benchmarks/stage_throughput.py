@@ -45,6 +45,7 @@ from transformers import (
 )
 
 from sft_kit.devices import peak_memory_bytes
+from sft_kit.models.head_adapters import save_head_with
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -279,8 +280,14 @@ def strip(recipe: Any) -> None:  # noqa: ANN401
 
 
 def plain_lora(model: Any, config: Any, **_: object) -> Any:  # noqa: ANN401
-    """Attach an adapter as PEFT does; none where the whole model trains."""
-    return model if config is None else get_peft_model(model, config)
+    """Attach an adapter as PEFT does; none where the whole model trains.
+
+    PEFT alone would leave the new pooler of a BERT as it was drawn: both sides train the whole head.
+    """
+    if config is None:
+        return model
+    save_head_with(model, config)
+    return get_peft_model(model, config)
 
 
 def load_recipe(stem: str) -> ModuleType:

@@ -11,8 +11,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 
 TOP = {"training", "inference", "evaluation", "artifacts", "hub", "label_doctor", "class_doctor",
        "preference_doctor", "pretrain_doctor"}  # fmt: skip
-CONFIG = {"checkpoints", "command", "config", "devices", "disk", "launch_checks", "manifest",
-          "parts", "run_log", "run_record", "settings", "stopping"}  # fmt: skip
+CONFIG = {"checkpoints", "command", "config", "devices", "disk", "host_memory", "launch_checks",
+          "manifest", "parts", "run_log", "run_record", "settings", "stopping"}  # fmt: skip
 LOW = {"errors"} | CONFIG
 MIDDLE = LOW | {"objectives", "data", "models"}
 MAY_IMPORT: dict[str, set[str]] = {
