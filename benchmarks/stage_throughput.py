@@ -282,7 +282,7 @@ def strip(recipe: Any) -> None:  # noqa: ANN401
 def plain_lora(model: Any, config: Any, **_: object) -> Any:  # noqa: ANN401
     """Attach an adapter as PEFT does; none where the whole model trains.
 
-    PEFT alone would leave the new pooler of a BERT as it was drawn: both sides train the whole head.
+    PEFT alone would leave the new pooler of a BERT as it was drawn; both sides train it.
     """
     if config is None:
         return model
