@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from sft_kit.config.yaml_text import display
 from sft_kit.devices import usable_cores
 from sft_kit.disk import free_bytes, in_bytes
 from sft_kit.errors import ConfigError, SftKitError
-from sft_kit.plan.changes import Option, find_options, smallest_memory
+from sft_kit.plan.changes import Measure, Option, find_options, smallest_memory
 from sft_kit.plan.forecast import Forecast, forecast
 from sft_kit.plan.measurement import Measurement
 from sft_kit.plan.report import in_words, option_lines, plan_lines, time_in_words
@@ -47,7 +48,8 @@ def plan(
     words = list(overrides or [])
     resolved = read_settings(file, words, recipe)
 
-    def try_out(more: Sequence[str]) -> Measurement:
+    @cache
+    def try_out(more: tuple[str, ...]) -> Measurement:
         chosen = [*_words(file, resolved), *words, *more, *_quiet(resolved)]
         return measure(resolved.recipe, chosen, to_the_end=not more)
 
@@ -64,7 +66,9 @@ def plan(
     if planned.memory.upper <= limit:
         typer.echo(f"fits into {in_bytes(round(limit))}")
     else:
-        option = _cheapest(find_options(found, resolved.sections, limit, try_out), found, limit)
+        option = _cheapest(
+            find_options(found, resolved.sections, limit, try_out), found, limit, try_out
+        )
     if write is not None:
         more = option.words if option else ()
         taken = option.forecast if option else planned
@@ -77,14 +81,16 @@ def _nearest(sections: Mapping[str, Mapping[str, object] | None]) -> Path:
     return next(one for one in (folder, *folder.parents) if one.is_dir())
 
 
-def _cheapest(options: Sequence[Option], found: Measurement, limit: float) -> Option:
+def _cheapest(
+    options: Sequence[Option], found: Measurement, limit: float, measure: Measure
+) -> Option:
     """Show what makes a run fit.
 
     Raises:
         typer.Exit: Nothing does.
     """
     if not options:
-        least = in_words(smallest_memory(found))
+        least = in_words(smallest_memory(found, measure))
         typer.echo(
             f"more than {in_bytes(round(limit))}, and no change of micro-batch, checkpointing, "
             f"quantization or max_length makes it fit; one row at a time takes {least}"

@@ -9,7 +9,7 @@ from sft_kit.plan.forecast import Change, Forecast, forecast
 from sft_kit.plan.measurement import Measurement
 
 Sections = Mapping[str, Mapping[str, object] | None]
-Measure = Callable[[Sequence[str]], Measurement]
+Measure = Callable[[tuple[str, ...]], Measurement]
 
 _MICRO_BATCH = "train.per_device_train_batch_size"
 _EVAL_BATCH = "train.per_device_eval_batch_size"
@@ -80,7 +80,7 @@ def find_options(
         variants += _tried((_NF4, _CHECKPOINTING), _ROUNDED, 3, base, measure)
         options = list(_with_parts(variants[-1], limit, measure))
     if not options:
-        unsure = [option for variant in variants for option in _with_single_rows(variant, limit)]
+        unsure = [option for variant in variants for option in _with_single_rows(variant)]
         tried = _confirmed(unsure, base, limit, measure)
         options = [option for option in tried if option.is_measured]
     if not options and "max_length" in (sections.get("data") or {}):
@@ -88,11 +88,12 @@ def find_options(
     return _confirmed(options, base, limit, measure)
 
 
-def smallest_memory(base: Measurement) -> Estimate:
-    """Bytes below which smaller micro-batches can't bring a run."""
-    if base.rollouts:
-        return forecast(base).memory
-    return forecast(base, Change(num_parts=_micro_batch(base))).memory
+def smallest_memory(base: Measurement, measure: Measure) -> Estimate:
+    """Bytes of a run with one row in a micro-batch, below which smaller ones can't bring it."""
+    if not base.rollouts:
+        for tried in _tried(_accumulated(base, 1), _SAME, 0, base, measure):
+            return forecast(tried.found).memory
+    return forecast(base).memory
 
 
 def _tried(
@@ -129,14 +130,13 @@ def _with_parts(variant: _Variant, limit: float, measure: Measure) -> Iterator[O
             return
 
 
-def _with_single_rows(variant: _Variant, limit: float) -> Iterator[Option]:
-    """One row in a micro-batch, where the error alone may keep a variant from fitting."""
+def _with_single_rows(variant: _Variant) -> Iterator[Option]:
+    """One row in a micro-batch, to be tried: what is worked out may be far too much."""
     if variant.found.rollouts or _micro_batch(variant.found) == 1:
         return
     expected = forecast(variant.found, Change(num_parts=_micro_batch(variant.found)))
-    if expected.memory.value - expected.memory.error <= limit:
-        words = (*variant.words, *_accumulated(variant.found, 1))
-        yield Option(words, variant.price, expected, variant.rank, is_measured=False)
+    words = (*variant.words, *_accumulated(variant.found, 1))
+    yield Option(words, variant.price, expected, variant.rank, is_measured=False)
 
 
 def _smaller_rollouts(variant: _Variant, limit: float, measure: Measure) -> Iterator[Option]:

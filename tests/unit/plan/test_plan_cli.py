@@ -111,6 +111,9 @@ def test_where_nothing_helps_the_exit_code_is_1_and_nothing_is_written(
     result = plan(SFT, TINY, "--fit", "10MB", "--write", str(target))
     assert result.exit_code == 1
     assert "no change of" in result.output
+    assert "one row at a time takes 1.02 GB ± 51 MB" in result.output
+    tried = [line for line in asked if "train.per_device_train_batch_size=1" in line]
+    assert len(tried) == len({tuple(line) for line in tried}), "measured once"
     assert asked
     assert not target.exists()
 
