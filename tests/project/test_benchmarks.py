@@ -269,7 +269,8 @@ def test_the_preparation_benchmark_finds_both_sides_alike_and_measures_them(tmp_
         "theirs": 40,
     }
     (memory,) = record["memory"]
-    assert memory["lines_rows"] == memory["list_rows"] > 40
+    # As many bytes as asked for either way, and a list has one more between two rows.
+    assert 40 < memory["list_rows"] < memory["lines_rows"] < 1.01 * memory["list_rows"]
     assert f"{record['figures']['theirs']['first_rows_per_second']:,.0f}" in done.stdout
 
 

@@ -395,8 +395,11 @@ for folder in folders:
 @pytest.mark.slow
 def test_processes_and_threads_make_no_difference_and_no_sft_kit_is_needed_to_load(tmp_path):
     root = Path(__file__).resolve().parents[3]
-    source = (root / "data" / "corpus.jsonl").read_text(encoding="utf-8")
-    texts = [json.loads(line)["text"] for line in source.splitlines()[:600]]
+    corpus = tmp_path / "corpus.jsonl"
+    maker = [sys.executable, str(root / "data" / "make_corpus.py"), "--output", str(corpus)]
+    subprocess.run(maker, check=True)
+    lines = corpus.read_text(encoding="utf-8").splitlines()[:600]
+    texts = [json.loads(line)["text"] for line in lines]
     (tmp_path / "texts").write_text("\n\n".join(texts), encoding="utf-8")
     written = []
     for seed, threads in (("1", "1"), ("2", "4")):
