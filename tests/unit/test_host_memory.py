@@ -33,17 +33,17 @@ def test_without_a_tighter_limit_it_is_what_the_machine_has(tmp_path: Path, limi
     assert free_host_bytes(folder) == 60 * GB
 
 
-def test_a_container_has_its_limit_less_what_it_can_not_give_up(tmp_path: Path) -> None:
-    folder = write(tmp_path, {
-        "memory.max": f"{8 * GB}\n", "memory.current": f"{3 * GB}\n",
-        "memory.stat": f"anon 1\ninactive_file {1 * GB}\nactive_file 7\n",
-    })  # fmt: skip
-    assert free_host_bytes(folder) == 6 * GB
+VERSIONS = {
+    "the first": ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes",
+                  "memory/memory.stat", "inactive_file 3\ntotal_inactive_file"),
+    "the second": ("memory.max", "memory.current", "memory.stat", "anon 1\ninactive_file"),
+}  # fmt: skip
 
 
-def test_the_first_version_of_control_groups_is_read_too(tmp_path: Path) -> None:
-    folder = write(tmp_path, {
-        "memory/memory.limit_in_bytes": f"{4 * GB}\n", "memory/memory.usage_in_bytes": f"{GB}\n",
-        "memory/memory.stat": f"inactive_file 3\ntotal_inactive_file {GB // 2}\n",
-    })  # fmt: skip
-    assert free_host_bytes(folder) == 4 * GB - GB // 2
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_container_has_its_limit_less_what_it_can_not_give_up(
+    tmp_path: Path, version: str
+) -> None:
+    limit, used, statistics, cached = VERSIONS[version]
+    files = {limit: f"{8 * GB}\n", used: f"{3 * GB}\n", statistics: f"{cached} {GB}\nactive 7\n"}
+    assert free_host_bytes(write(tmp_path, files)) == 6 * GB
