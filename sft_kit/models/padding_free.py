@@ -89,10 +89,9 @@ def leaves_out_padding(model: object) -> bool:
     return bool(getattr(model, _MARK, False))
 
 
-def mark_padding_free(model: object, *, is_padding_free: bool) -> bool:
-    """Note on a model what `leaves_out_padding` answers, and give it back."""
+def mark_padding_free(model: object, *, is_padding_free: bool) -> None:
+    """Note on a model what `leaves_out_padding` answers."""
     setattr(model, _MARK, is_padding_free)
-    return is_padding_free
 
 
 def attention_of(model: PreTrainedModel | PeftModel) -> str:

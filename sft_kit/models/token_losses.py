@@ -17,6 +17,7 @@ from sft_kit.models.padding_free import (
     can_leave_out_padding,
     has_much_padding,
     leave_out_padding,
+    leaves_out_padding,
     mark_padding_free,
     padding_note,
 )
@@ -56,25 +57,20 @@ def answer_losses(model: PreTrainedModel | PeftModel, *, fused: bool = True) -> 
         What was found out, for the one who runs it.
     """
     head = cast("nn.Module", cast("Any", model).get_output_embeddings())
-    asked = _Asked(
-        is_fused=fused and _is_bare(model, head),
-        is_padding_free=mark_padding_free(
-            model, is_padding_free=fused and can_leave_out_padding(model)
-        ),
-    )
+    asked = _Asked(is_fused=fused and _is_bare(model, head))
+    mark_padding_free(model, is_padding_free=fused and can_leave_out_padding(model))
     model.register_forward_pre_hook(asked.take, with_kwargs=True)
     head.register_forward_pre_hook(asked.select)
     head.register_forward_hook(asked.answer)
     model.register_forward_hook(asked.give, always_call=True)
-    return [padding_note(is_left_out=asked.is_padding_free)]
+    return [padding_note(is_left_out=leaves_out_padding(model))]
 
 
 class _Asked:
     """What one forward was asked for, on its way from the model's inputs to its output layer."""
 
-    def __init__(self, *, is_fused: bool, is_padding_free: bool) -> None:
+    def __init__(self, *, is_fused: bool) -> None:
         self.is_fused = is_fused
-        self.is_padding_free = is_padding_free
         self.labels: torch.Tensor | None = None
         self.flat_labels: torch.Tensor | None = None
         self.hidden: torch.Tensor | None = None
@@ -87,7 +83,8 @@ class _Asked:
         if self.labels is None:
             return args, options
         mask = options.get("attention_mask")
-        if self.is_padding_free and model.training and mask is not None and has_much_padding(mask):
+        is_left_out = leaves_out_padding(model) and model.training
+        if is_left_out and mask is not None and has_much_padding(mask):
             attention = attention_of(cast("PreTrainedModel", model))
             places = mask.ne(0).long().cumsum(1).sub(1).clamp(min=0)
             options = {"position_ids": places} | options
