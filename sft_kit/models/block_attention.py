@@ -6,7 +6,7 @@ look at, D head dimension.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,13 @@ from transformers.integrations.sdpa_attention import (
 )
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
-from sft_kit.models.seeded_dropout import clear_numbers, draw_mask, draw_seed, keep_numbers
+from sft_kit.models.seeded_dropout import (
+    clear_numbers,
+    draw_bits,
+    draw_seed,
+    keep_numbers,
+    read_mask,
+)
 
 BLOCKS = "blocks"
 """Name of this kernel among transformers' attention implementations."""
@@ -66,15 +72,12 @@ def block_attention(
     Source:
         Rabe and Staats 2021, arXiv 2112.05682 (attention in blocks, recomputed in the backward).
     """
-    length = query.shape[2]
-    if is_causal and mask is None:  # what is filled up stands behind all, where nobody looks
-        query, key, value = (
-            functional.pad(one, (0, 0, 0, -length % _MULTIPLE)) for one in (query, key, value)
-        )
-    result: torch.Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, mask, scale, is_causal, dropout
+    return cast(
+        "torch.Tensor",
+        _BlockAttention.apply(  # type: ignore[no-untyped-call]
+            query, key, value, mask, scale, is_causal, dropout
+        ),
     )
-    return result[:, :, :length]
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -89,32 +92,34 @@ class _BlockAttention(torch.autograd.Function):
         is_causal: bool,
         dropout: float,
     ) -> torch.Tensor:
-        shape, of_keys = query.shape, key.shape
-        query = query.mul(scale).reshape(-1, *shape[2:])
-        key, value = (one.reshape(-1, *of_keys[2:]) for one in (key, value))
+        heads, length, num_keys = query.shape[:2], query.shape[2], key.shape[2]
+        # What is filled up stands behind all, where nobody looks.
+        missing = -length % _MULTIPLE if is_causal and mask is None else 0
+        query, key, value = (_by_head(one, missing) for one in (query, key, value))
         result = torch.empty_like(query)
-        ctx.options, ctx.dropout = (shape, scale, is_causal), dropout
+        ctx.options, ctx.dropout = (heads, scale, is_causal), dropout
+        ctx.missing, ctx.lengths = missing, (length, num_keys, num_keys)
         ctx.seed = draw_seed() if dropout else None
-        for block, seen in _blocks(shape[2], of_keys[2], is_causal):
+        for block, seen in _blocks(query.shape[1], key.shape[1], is_causal):
             weights = _weights(query, key, mask, block, seen, ctx.options)
             weights = clear_numbers(weights, _mask_of(weights, block, ctx))
             result[:, block] = torch.bmm(weights, value[:, :seen])
         if dropout:
             result.div_(1 - dropout)
         ctx.save_for_backward(query, key, value, mask)
-        return result.view(shape)
+        return result.unflatten(0, heads)[:, :, :length]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         query, key, value, mask = ctx.saved_tensors
-        shape, scale, is_causal = ctx.options
-        gradient = gradient.reshape(query.shape)
+        heads, scale, is_causal = ctx.options
+        gradient = _by_head(gradient, ctx.missing)
         if ctx.dropout:
             gradient = gradient / (1 - ctx.dropout)
         of_query = torch.empty_like(query)
         of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block, seen in _blocks(shape[2], key.shape[1], is_causal):
+        for block, seen in _blocks(query.shape[1], key.shape[1], is_causal):
             weights = _weights(query, key, mask, block, seen, ctx.options)
             upstream = gradient[:, block]
             keep = _mask_of(weights, block, ctx)
@@ -123,14 +128,23 @@ class _BlockAttention(torch.autograd.Function):
             of_value[:, :seen].baddbmm_(keep_numbers(weights, keep).transpose(1, 2), upstream)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_query[:, block] = torch.bmm(of_scores, key[:, :seen])
-            of_key[:, :seen].baddbmm_(of_scores.transpose(1, 2), query[:, block])
-        parts = (of_query.mul_(scale), of_key, of_value)
-        return (*(one.view(*shape[:2], *one.shape[1:]) for one in parts), None, None, None, None)
+            of_key[:, :seen].baddbmm_(of_scores.transpose(1, 2), query[:, block], alpha=scale)
+        parts = zip((of_query.mul_(scale), of_key, of_value), ctx.lengths, strict=True)
+        given = (one.unflatten(0, heads)[:, :, :length] for one, length in parts)
+        return (*given, None, None, None, None)
+
+
+def _by_head(given: torch.Tensor, missing: int) -> torch.Tensor:
+    """Turn (B, N, T, D) into (B * N, T and what is missing, D)."""
+    if missing:
+        given = functional.pad(given, (0, 0, 0, missing))
+    return given.reshape(-1, *given.shape[2:])
 
 
 def _mask_of(weights: torch.Tensor, block: slice, ctx: Any) -> torch.Tensor | None:  # noqa: ANN401
     """Draw the dropout of one block; the same one forward and backward."""
-    return draw_mask(weights, None if ctx.seed is None else ctx.seed + block.start, ctx.dropout)
+    seed = None if ctx.seed is None else ctx.seed + block.start
+    return read_mask(draw_bits(weights, seed, ctx.dropout), weights)
 
 
 def _blocks(length: int, num_keys: int, is_causal: bool) -> list[tuple[slice, int]]:
@@ -151,19 +165,22 @@ def _weights(
     seen: int,
     options: tuple[torch.Size, float, bool],
 ) -> torch.Tensor:
-    """Attention weights (B * N, block, seen) of one block of scaled queries."""
-    shape, _, is_causal = options
-    scores = torch.bmm(query[:, block], key[:, :seen].transpose(1, 2))
-    lowest = torch.finfo(scores.dtype).min
+    """Attention weights (B * N, block, seen) of one block of queries."""
+    heads, scale, is_causal = options
+    query = query[:, block]
+    lowest = torch.finfo(query.dtype).min / 2  # half, as two of them and a product may add up
+    bias = query.new_zeros(query.shape[1], seen)
     if is_causal:
-        own = scores[:, :, block]
-        later = torch.ones(own.shape[1:], dtype=torch.bool, device=own.device).triu_(1)
-        own.masked_fill_(later, lowest)
-    by_head = scores.view(*shape[:2], *scores.shape[1:])
-    if mask is not None and mask.dtype == torch.bool:
-        by_head.masked_fill_(mask[:, :, block, :seen].logical_not(), lowest)
-    elif mask is not None:
-        by_head += mask[:, :, block, :seen]
+        own = bias[:, block]
+        own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1), lowest)
+    # Added within the product: filling in by a mask takes longer than both.
+    scores = torch.baddbmm(bias, query, key[:, :seen].transpose(1, 2), alpha=scale)
+    if mask is not None:
+        mask = mask[:, :, block, :seen]
+        if mask.dtype == torch.bool:
+            mask = scores.new_zeros(mask.shape).masked_fill_(mask.logical_not(), lowest)
+        by_head = scores.unflatten(0, heads)
+        by_head += mask
     return scores.softmax(-1)
 
 
@@ -217,7 +234,8 @@ def _blocks_forward(
             (query, repeat_kv(key, groups), repeat_kv(value, groups)), attention_mask, borders
         )
     ]
-    return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
+    whole = torch.cat(attended, 2) if len(attended) > 1 else attended[0]
+    return whole.transpose(1, 2).contiguous(), None
 
 
 def _cut_rows(

@@ -17,13 +17,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from sft_kit.models.row_products import multiply
 from sft_kit.models.seeded_dropout import (
     clear_numbers,
-    draw_mask,
+    draw_bits,
     draw_seed,
     keep_numbers,
-    pack_mask,
-    unpack_mask,
+    read_mask,
 )
 
 _QUANTIZED = (Linear4bit, Linear8bitLt)
@@ -191,11 +191,10 @@ class _LoraLinear(torch.autograd.Function):
         dtype = rows.dtype
         weight = _read_weight(base, dtype)
         bias: torch.Tensor | None = base.bias  # torch's stubs forget that there may be none
-        result = rows @ weight if bias is None else torch.addmm(bias.to(dtype), rows, weight)
+        result = multiply(rows, weight, None if bias is None else bias.to(dtype))
         ctx.base, ctx.scale = base, scale / (1 - probability)
-        keep = draw_mask(rows, draw_seed() if probability else None, probability)
-        bits = pack_mask(keep)
-        inner = keep_numbers(rows, keep) @ down.to(dtype).t()
+        bits = draw_bits(rows, draw_seed() if probability else None, probability)
+        inner = keep_numbers(rows, read_mask(bits, rows)) @ down.to(dtype).t()
         result.addmm_(inner, up.to(dtype).t(), alpha=ctx.scale)
         ctx.save_for_backward(rows, inner, down, up, bits)
         return result
@@ -205,12 +204,12 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         rows, inner, down, up, bits = ctx.saved_tensors
         dtype = rows.dtype
-        keep = unpack_mask(bits, rows)
+        keep = read_mask(bits, rows)
         of_inner = (upstream @ up.to(dtype)).mul_(ctx.scale)
         of_up = (upstream.t() @ inner).to(up.dtype).mul_(ctx.scale)
         of_rows = None
         if ctx.needs_input_grad[0]:
-            of_rows = upstream @ _read_weight(ctx.base, dtype).t()
+            of_rows = multiply(upstream, _read_weight(ctx.base, dtype).t())
             if keep is None:
                 of_rows.addmm_(of_inner, down.to(dtype))
             else:
