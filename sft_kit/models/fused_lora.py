@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from sft_kit.models.row_products import multiply
+from sft_kit.models.row_products import add_product, multiply
 from sft_kit.models.seeded_dropout import (
     clear_numbers,
     draw_bits,
@@ -206,13 +206,10 @@ class _LoraLinear(torch.autograd.Function):
         dtype = rows.dtype
         keep = read_mask(bits, rows)
         of_inner = (upstream @ up.to(dtype)).mul_(ctx.scale)
-        of_up = (upstream.t() @ inner).to(up.dtype).mul_(ctx.scale)
+        of_up = (inner.t() @ upstream).t().to(up.dtype).mul_(ctx.scale)
         of_rows = None
         if ctx.needs_input_grad[0]:
-            of_rows = multiply(upstream, _read_weight(ctx.base, dtype).t())
-            if keep is None:
-                of_rows.addmm_(of_inner, down.to(dtype))
-            else:
-                of_rows += clear_numbers(of_inner @ down.to(dtype), keep)
+            of_rows = clear_numbers(of_inner @ down.to(dtype), keep)
+            add_product(of_rows, upstream, _read_weight(ctx.base, dtype).t())
         of_down = (of_inner.t() @ keep_numbers(rows, keep)).to(down.dtype)
         return of_rows, None, of_down, of_up, None, None
