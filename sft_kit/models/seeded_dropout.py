@@ -26,7 +26,7 @@ def draw_bits(rows: torch.Tensor, seed: int | None, probability: float) -> torch
     Args:
         rows: (...), N numbers in all.
         seed: Of `draw_seed`; None: all stay.
-        probability: Share that goes; it is right to 1/32768.
+        probability: Share that goes; it is right to 0.0001, and in the mean of eight to 0.00004.
 
     Returns:
         (M,) uint8, M an eighth of N, rounded up; bit b of byte m says whether number b * M + m
@@ -44,8 +44,8 @@ def draw_bits(rows: torch.Tensor, seed: int | None, probability: float) -> torch
 def _table(probability: float) -> np.ndarray:
     """List the byte that each random number of 16 bits draws: every byte as often as it is likely.
 
-    Rounding sums, not shares, lets no error grow; bytes with four and more zeros at 0.05 share what
-    is left to them.
+    Rounding the sums, not the shares, lets no error grow. Bytes less likely than 1 in 65,536 (at
+    0.05 those with four zeros and more) stand for others of their kind, or not at all.
     """
     ones = np.array([one.bit_count() for one in range(1 << _EIGHT)])
     shares = (1 - probability) ** ones * probability ** (_EIGHT - ones)

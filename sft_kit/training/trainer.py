@@ -26,6 +26,7 @@ from sft_kit.training.checkpoint_writer import (
     write_checkpoint,
 )
 from sft_kit.training.failures import failure_in_words
+from sft_kit.training.freed_memory import keep_freed_memory
 from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.nonfinite import StepRecord, check_numbers
 from sft_kit.training.progress import (
@@ -250,6 +251,7 @@ class SafeTrainer(Trainer):
             TrainingError: Memory is too small, or a worker process died.
         """
         self._stopper.signal_number, self._stopper.is_evaluating = 0, False
+        keep_freed_memory(cast("nn.Module", self.model))
         with catch_stop_signals(PROMISE) as self._stopper.request, settled_objects():
             try:
                 return super().train(*args, **kwargs)

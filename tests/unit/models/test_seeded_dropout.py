@@ -1,16 +1,23 @@
 """A mask from a seed drops its share, everywhere alike, and is the same when drawn again."""
 
+import itertools
+
 import pytest
 import torch
 
+from sft_kit.models import seeded_dropout
 from sft_kit.models.seeded_dropout import (
     clear_numbers,
-    draw_mask,
+    draw_bits,
     draw_seed,
     keep_numbers,
-    pack_mask,
-    unpack_mask,
+    read_mask,
 )
+
+
+def draw_mask(rows, seed, probability):
+    """Draw which numbers of rows stay, and spread it over them."""
+    return read_mask(draw_bits(rows, seed, probability), rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -57,15 +64,34 @@ def test_shares_at_the_ends_are_right_too(probability):
     assert abs(share - probability) < 4e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(4, 8), (5, 7), (1, 1), (33, 3)])
-def test_a_mask_is_the_same_after_it_was_packed_into_bits(dtype, shape):
-    rows = torch.ones(shape, dtype=dtype)
-    keep = draw_mask(rows, 3, 0.4)
-    bits = pack_mask(keep)
-    assert bits.numel() == -(-rows.numel() // 16)
-    assert torch.equal(unpack_mask(bits, rows), keep)
-    assert unpack_mask(pack_mask(None), rows) is None
+def test_a_mask_takes_one_bit_for_each_number_and_is_the_same_in_every_type(shape):
+    rows = torch.ones(shape)
+    bits = draw_bits(rows, 3, 0.4)
+    assert bits.numel() == -(-rows.numel() // 8)
+    # Written out: bit b of byte m is that of number b * M + m.
+    expected = [
+        bool(int(bits[place % len(bits)]) >> place // len(bits) & 1)
+        for place in range(rows.numel())
+    ]
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        keep = read_mask(bits, rows.to(dtype))
+        assert keep.shape == shape
+        assert keep.flatten().eq(-1).tolist() == expected
+        assert keep.flatten().eq(0).tolist() == [not stays for stays in expected]
+    assert read_mask(None, rows) is None
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.05, 0.1, 0.5, 0.9])
+def test_the_eight_numbers_of_a_draw_go_each_by_itself(probability):
+    """Over all 65,536 draws: how often each goes, and any two of them together."""
+    table = torch.from_numpy(seeded_dropout._table(probability))
+    assert len(table) == 1 << 16
+    goes = [(table >> bit & 1).eq(0) for bit in range(8)]
+    for one in goes:
+        assert abs(float(one.double().mean()) - probability) < 1e-4
+    for one, other in itertools.combinations(goes, 2):
+        assert abs(float((one & other).double().mean()) - probability**2) < 1e-4
 
 
 def test_seeds_follow_the_random_state_of_torch():
