@@ -1,5 +1,7 @@
-"""Memory of this machine that a new process may take, containers' limits included."""
+"""Memory of this machine: what a process may take, containers' limits included, and keeps."""
 
+import ctypes
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +12,9 @@ _NAMES = (
      "total_inactive_file"),
 )  # fmt: skip
 """Limit, usage, and the part of the usage that is given up when needed: version 2, then 1."""
+_THRESHOLDS = (-3, -1)
+"""`M_MMAP_THRESHOLD` and `M_TRIM_THRESHOLD` of glibc's malloc.h: sizes that are given back."""
+_NEVER = 2**31 - 1
 
 
 def free_host_bytes(cgroups: Path = CGROUPS) -> int:
@@ -28,3 +33,20 @@ def free_host_bytes(cgroups: Path = CGROUPS) -> int:
             taken = int(used.read_text("ascii")) - (int(cached[1]) if cached else 0)
             available = min(available, max(0, int(limit.read_text("ascii")) - taken))
     return available
+
+
+def keep_freed_blocks() -> bool:
+    """Have glibc keep what this process frees for what it takes next, large blocks too.
+
+    Returns:
+        Whether it was done: not with another C library, nor where the environment sets options of
+        glibc's malloc by itself.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc." in tunables or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(option, _NEVER) for option in _THRESHOLDS)

@@ -107,7 +107,7 @@ class _BlockAttention(torch.autograd.Function):
         if dropout:
             result.div_(1 - dropout)
         ctx.save_for_backward(query, key, value, mask)
-        return result.unflatten(0, heads)[:, :, :length]
+        return result.view(*heads, *result.shape[1:])[:, :, :length]
 
     @staticmethod
     @once_differentiable
@@ -130,7 +130,7 @@ class _BlockAttention(torch.autograd.Function):
             of_query[:, block] = torch.bmm(of_scores, key[:, :seen])
             of_key[:, :seen].baddbmm_(of_scores.transpose(1, 2), query[:, block], alpha=scale)
         parts = zip((of_query.mul_(scale), of_key, of_value), ctx.lengths, strict=True)
-        given = (one.unflatten(0, heads)[:, :, :length] for one, length in parts)
+        given = (one.view(*heads, *one.shape[1:])[:, :, :length] for one, length in parts)
         return (*given, None, None, None, None)
 
 
@@ -179,7 +179,7 @@ def _weights(
         mask = mask[:, :, block, :seen]
         if mask.dtype == torch.bool:
             mask = scores.new_zeros(mask.shape).masked_fill_(mask.logical_not(), lowest)
-        by_head = scores.unflatten(0, heads)
+        by_head = scores.view(*heads, *scores.shape[1:])
         by_head += mask
     return scores.softmax(-1)
 
