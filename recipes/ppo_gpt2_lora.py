@@ -59,7 +59,7 @@ class Settings:
 def main() -> None:
     """Read, check, put the roles on the base, train, compare, save."""
     config = load_config(Settings, __file__)
-    refuse_unread(config.resolved, "train", READ_ARGUMENTS)
+    refuse_unread(config, "train", READ_ARGUMENTS)
     settings, ppo = config.settings, config.settings.ppo
     run = open_run(config)
 

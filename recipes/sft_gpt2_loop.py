@@ -58,7 +58,7 @@ class Settings:
 def main() -> None:
     """Read, check, train, save."""
     config = load_config(Settings, __file__)
-    refuse_unread(config.resolved, "train", READ)
+    refuse_unread(config, "train", READ)
     settings, args = config.settings, config.settings.train
     run = open_run(config)
 

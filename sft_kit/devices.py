@@ -78,7 +78,7 @@ def resolve(sections: Sections) -> Resolution:
     found = find_accelerator(only_cpu=wants_cpu is True)
     if found.kind == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         found = find_accelerator(only_cpu=True)  # MPS has no backend for several processes
-    precision = _pick_precision(train, found, result, may_round="ppo" not in sections)
+    precision, reason = _pick_precision(train, found, result, may_round="ppo" not in sections)
     trains_all = "adapter" in sections and sections["adapter"] is None
     result.updates["train"] = {
         "use_cpu": found.kind == "cpu",
@@ -100,7 +100,10 @@ def resolve(sections: Sections) -> Resolution:
     result.notes.append(f"device: {found.kind} ({found.name}, {why})")
     compute = f"{precision} autocast" if precision else "float32"
     adapter = ", adapter float32" if sections.get("adapter") is not None else ""
-    result.notes.append(f"precision: {compute}; weights {dtype or 'float32'}{adapter}")
+    key = "; model.dtype" if "dtype" in model else ""
+    result.notes.append(
+        f"precision: {compute} ({reason}; train.bf16), weights {dtype or 'float32'}{adapter}{key}"
+    )
     result.notes += notes_on_speed({**model, **parts}, train)
     return result
 
@@ -337,7 +340,8 @@ def _parent_command() -> list[str]:
 
 def _pick_precision(
     train: Mapping[str, object], found: Accelerator, result: Resolution, *, may_round: bool
-) -> str | None:
+) -> tuple[str | None, str]:
+    """Name the type of the linear algebra, None for float32, and why it was picked."""
     bf16, fp16 = train.get("bf16", "auto"), train.get("fp16", "auto")
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if bf16 == fp16 == "auto" and launcher in ("bf16", "fp16"):
@@ -347,10 +351,16 @@ def _pick_precision(
     if fp16 is True and not found.fp16:
         result.problems.append(_lacks("train", "fp16", "fp16", found))
     if bf16 is True or fp16 is True:
-        return "bfloat16" if bf16 is True else "float16"
-    if bf16 == "auto" and found.is_fast_in_bf16 and (found.kind == "cuda" or may_round):
-        return "bfloat16"
-    return "float16" if fp16 == "auto" and found.kind == "cuda" and not found.bf16 else None
+        return "bfloat16" if bf16 is True else "float16", "asked for"
+    if bf16 == "auto" and found.is_fast_in_bf16:
+        if found.kind == "cuda" or may_round:
+            return "bfloat16", "the device has instructions for it"
+        return None, "PPO compares probabilities that were computed in two ways"
+    if fp16 == "auto" and found.kind == "cuda" and not found.bf16:
+        return "float16", "the GPU has no bfloat16"
+    if bf16 == "auto":
+        return None, "no fast 16-bit instructions found"
+    return None, "asked for"
 
 
 def _check_dtype(dtype: str, found: Accelerator, result: Resolution) -> None:

@@ -1,8 +1,10 @@
 """Memory of this machine: what a process may take, containers' limits included, and keeps."""
 
 import ctypes
+import gc
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -12,9 +14,8 @@ _NAMES = (
      "total_inactive_file"),
 )  # fmt: skip
 """Limit, usage, and the part of the usage that is given up when needed: version 2, then 1."""
-_THRESHOLDS = (-3, -1)
-"""`M_MMAP_THRESHOLD` and `M_TRIM_THRESHOLD` of glibc's malloc.h: sizes that are given back."""
-_NEVER = 2**31 - 1
+_KEEP = {-4: 0, -1: -1}
+"""`M_MMAP_MAX`: no block of its own from the system; `M_TRIM_THRESHOLD`: none given back."""
 
 
 def free_host_bytes(cgroups: Path = CGROUPS) -> int:
@@ -49,4 +50,11 @@ def keep_freed_blocks() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(option, _NEVER) for option in _THRESHOLDS)
+    return all(mallopt(option, value) for option, value in _KEEP.items())
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system, where the C library can be asked to."""
+    gc.collect()
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -39,11 +39,17 @@ def notes_on_speed(model: Mapping[str, object], train: Mapping[str, object]) -> 
     why = _ATTENTION.get(attention, "asked for")
     none = "none in the model, its weights are frozen; the adapter has its own"
     dropout = none if model.get("dropout") == "none" else "as in the model's config"
-    fused = "LoRA, GELU and loss in fewer steps" if model.get("fused") else "nothing"
+    fused = (
+        "LoRA, GELU and loss in fewer steps, where there are such"
+        if model.get("fused")
+        else "nothing"
+    )
     has_order = train.get("train_sampling_strategy") == "group_by_length"
     order = "rows of similar length, little padding" if has_order else "rows in random order"
     compiled = "on" if train.get("torch_compile") else "off, it takes longer than it saves here"
-    saves = "on, a third slower" if train.get("gradient_checkpointing") else "off, it costs a third"
+    saves = (
+        "on, a third slower" if train.get("activation_checkpointing") else "off, it costs a third"
+    )
     return [
         f"attention: {attention} ({why}; model.attention)",
         f"dropout: {dropout} (model.dropout)",

@@ -7,6 +7,7 @@ checking imports neither torch nor transformers nor peft and never runs the reci
 
 import copy
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -209,11 +210,11 @@ def load_config(cls: type[T], recipe: str) -> Config[T]:
     return Config(settings, resolved, arguments.resume, arguments.overwrite, notes)
 
 
-def refuse_unread(resolved: Resolved, section: str, read: Collection[str]) -> None:
-    """Refuse settings that a recipe with a loop of its own does not read.
+def refuse_unread(config: Config[Any], section: str, read: Collection[str]) -> None:
+    """Refuse settings that a recipe with a loop of its own does not read, and tell of none of them.
 
     Args:
-        resolved: From `load_config`.
+        config: From `load_config`; its notes on keys that are not read are taken out.
         section: A section whose class has more keys than the recipe uses.
         read: The keys it uses.
 
@@ -221,6 +222,7 @@ def refuse_unread(resolved: Resolved, section: str, read: Collection[str]) -> No
         ConfigError: One problem for each key that was given and would have no effect.
         LaunchError: The launcher was asked to spread weights over the processes.
     """
+    resolved = config.resolved
     launch_checks.check_own_loop(resolved.recipe.name)
     problems = [
         Problem(
@@ -233,6 +235,8 @@ def refuse_unread(resolved: Resolved, section: str, read: Collection[str]) -> No
     ]
     if problems:
         raise report_of(display(resolved.recipe), problems)
+    named = {note: re.findall(rf"\b{section}\.(\w+)", note) for note in config.notes}
+    config.notes[:] = [note for note, keys in named.items() if not keys or set(keys) & set(read)]
 
 
 def _yaml_files(recipe: Path, arguments: Arguments) -> list[Path]:

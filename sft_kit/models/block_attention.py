@@ -168,19 +168,18 @@ def _weights(
     """Attention weights (B * N, block, seen) of one block of queries."""
     heads, scale, is_causal = options
     query = query[:, block]
-    lowest = torch.finfo(query.dtype).min / 2  # half, as two of them and a product may add up
     bias = query.new_zeros(query.shape[1], seen)
     if is_causal:
-        own = bias[:, block]
+        own, lowest = bias[:, block], torch.finfo(bias.dtype).min
         own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1), lowest)
     # Added within the product: filling in by a mask takes longer than both.
     scores = torch.baddbmm(bias, query, key[:, :seen].transpose(1, 2), alpha=scale)
-    if mask is not None:
-        mask = mask[:, :, block, :seen]
-        if mask.dtype == torch.bool:
-            mask = scores.new_zeros(mask.shape).masked_fill_(mask.logical_not(), lowest)
-        by_head = scores.view(*heads, *scores.shape[1:])
-        by_head += mask
+    by_head = scores.view(*heads, *scores.shape[1:])
+    if mask is not None and mask.dtype == torch.bool:
+        lowest = torch.finfo(scores.dtype).min
+        by_head.masked_fill_(mask[:, :, block, :seen].logical_not(), lowest)
+    elif mask is not None:
+        by_head += mask[:, :, block, :seen]
     return scores.softmax(-1)
 
 
@@ -221,6 +220,10 @@ def _blocks_forward(
         attention_mask = create_position_bias_mask(
             bias, attention_mask, causal and query.shape[2] > 1, query, key
         )
+    if borders is not None:  # norms answer float32 also where the products are in 16 bits
+        kind = query.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     groups = int(getattr(module, "num_key_value_groups", 1))
     attended = [
         block_attention(

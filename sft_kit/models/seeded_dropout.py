@@ -26,7 +26,7 @@ def draw_bits(rows: torch.Tensor, seed: int | None, probability: float) -> torch
     Args:
         rows: (...), N numbers in all.
         seed: Of `draw_seed`; None: all stay.
-        probability: Share that goes; it is right to 0.0001, and in the mean of eight to 0.00004.
+        probability: Share that goes; it is right to 0.0005, and in the mean of eight to 0.0001.
 
     Returns:
         (M,) uint8, M an eighth of N, rounded up; bit b of byte m says whether number b * M + m
@@ -35,13 +35,11 @@ def draw_bits(rows: torch.Tensor, seed: int | None, probability: float) -> torch
     if seed is None:
         return None
     count = -(-rows.numel() // _EIGHT)
-    bytes_of = torch.from_numpy(_table(probability))
-    numbers = _draw(count, seed, rows.device)
-    return bytes_of.to(rows.device).index_select(0, numbers)
+    return _table(probability, rows.device).index_select(0, _draw(count, seed, rows.device))
 
 
 @lru_cache(maxsize=8)
-def _table(probability: float) -> np.ndarray:
+def _table(probability: float, device: torch.device) -> torch.Tensor:
     """List the byte that each random number of 16 bits draws: every byte as often as it is likely.
 
     Rounding the sums, not the shares, lets no error grow. Bytes less likely than 1 in 65,536 (at
@@ -50,7 +48,8 @@ def _table(probability: float) -> np.ndarray:
     ones = np.array([one.bit_count() for one in range(1 << _EIGHT)])
     shares = (1 - probability) ** ones * probability ** (_EIGHT - ones)
     ends = np.rint(np.cumsum(shares) * _RANGE).astype(np.int64)
-    return np.repeat(np.arange(1 << _EIGHT, dtype=np.uint8), np.diff(ends, prepend=0))
+    table = np.repeat(np.arange(1 << _EIGHT, dtype=np.uint8), np.diff(ends, prepend=0))
+    return torch.from_numpy(table).to(device)
 
 
 def _draw(count: int, seed: int, device: torch.device) -> torch.Tensor:

@@ -3,8 +3,6 @@
 A run that is killed for want of memory leaves what it has measured.
 """
 
-import ctypes
-import gc
 import json
 import time
 from collections.abc import Iterator
@@ -96,13 +94,6 @@ class Recorder:
             Path("/proc/self/clear_refs").write_text(_FORGET_PEAK, encoding="ascii")
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-
-
-def give_back_memory() -> None:
-    """Give freed memory back to the system, where the C library can be asked to."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _memory() -> dict[str, int]:

@@ -97,7 +97,7 @@ def _tokens(found: Measurement, planned: Forecast) -> Iterator[str]:
 
 
 def _disk(found: Measurement, planned: Forecast) -> str:
-    text = f"{in_bytes(round(planned.disk.value))} in the run folder"
+    text = f"{in_words(planned.disk)} in the run folder"
     count = found.run.get("num_checkpoints", 0)
     if not count:
         return text

@@ -17,10 +17,11 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from sft_kit.devices import free_memory_bytes
 from sft_kit.disk import folder_bytes, free_bytes
+from sft_kit.host_memory import give_back_memory
 from sft_kit.manifest import force_to_disk
 from sft_kit.models.padding_free import leaves_out_padding
 from sft_kit.plan.course import Batch, Sampled, spread_batches
-from sft_kit.plan.recorder import Recorder, give_back_memory
+from sft_kit.plan.recorder import Recorder
 from sft_kit.plan.shapes import Kind, Shape
 from sft_kit.training.length_groups import group_rows
 from sft_kit.training.trainer import SafeTrainer

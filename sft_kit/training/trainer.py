@@ -1,5 +1,6 @@
 """The one subclass of `transformers.Trainer`: safe checkpoints, stops and failures."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from sft_kit.training.checkpoint_writer import (
     write_checkpoint,
 )
 from sft_kit.training.failures import failure_in_words
-from sft_kit.training.freed_memory import keep_freed_memory
+from sft_kit.training.freed_memory import kept_memory
 from sft_kit.training.length_groups import SeededLengthGroups
 from sft_kit.training.nonfinite import StepRecord, check_numbers
 from sft_kit.training.progress import (
@@ -251,10 +252,10 @@ class SafeTrainer(Trainer):
             TrainingError: Memory is too small, or a worker process died.
         """
         self._stopper.signal_number, self._stopper.is_evaluating = 0, False
-        keep_freed_memory(cast("nn.Module", self.model))
         with catch_stop_signals(PROMISE) as self._stopper.request, settled_objects():
             try:
-                return super().train(*args, **kwargs)
+                with self._kept_memory():
+                    return super().train(*args, **kwargs)
             except SftKitError:
                 raise
             except (RuntimeError, MemoryError) as error:
@@ -268,6 +269,11 @@ class SafeTrainer(Trainer):
                 if told is None:
                     raise
                 raise told from error
+
+    def _kept_memory(self) -> AbstractContextManager[object]:
+        if self.args.device.type != "cpu":  # weights may go to the device later
+            return nullcontext()
+        return kept_memory(cast("nn.Module", self.model), says=self.is_world_process_zero())
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
         """Evaluate without a trace in the random state; put it off where a stop is asked for."""

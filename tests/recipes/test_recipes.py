@@ -77,13 +77,20 @@ def test_sft_with_the_trainer_leaves_exactly_its_files(finished_run):
     assert files_in(finished_run) == expected
 
 
-def test_the_flat_loop_leaves_exactly_its_files(run_recipe, small, tmp_path):
+def test_the_flat_loop_leaves_exactly_its_files_and_names_no_key_that_it_refuses(
+    run_recipe, small, tmp_path, capsys
+):
     folder = tmp_path / "run"
     run_recipe("sft_gpt2_loop", small | {"train.max_steps": 3, "train.output_dir": folder})
     assert files_in(folder) == RECORD | TOKENIZER | ADAPTER
     assert [line["step"] for line in read_log(folder)] == [1, 2, 3]
     assert read_record(folder)["status"] == "finished"
     check_images(folder, {"loss.png", "learning_rate.png"})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "model.attention" in said
+    assert "train.bf16" in said
+    for key in ("train_sampling_strategy", "torch_compile", "activation_checkpointing"):
+        assert key not in said
 
 
 # --- what the folder says ------------------------------------------------------------------------

@@ -189,6 +189,26 @@ def test_a_resumed_run_ends_bit_identical_to_the_straight_one(
     load_run(str(folder))
 
 
+def test_a_run_in_bfloat16_by_our_kernels_without_padding_resumes_bit_identical_too(
+    run_recipe, small_lora, tmp_path, capsys
+):
+    fast = small_lora | {
+        "train.bf16": "true",
+        "model.dtype": "bfloat16",
+        "model.attention": "blocks",
+        "train.train_sampling_strategy": "random",  # rows of unlike length: much padding
+        "adapter.lora_dropout": 0.1,
+    }
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run_recipe("sft_gpt2_lora", fast | {"train.output_dir": straight})
+    assert "padding: left out where there is much" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe("sft_gpt2_lora", fast | {"train.output_dir": resumed}, change=interrupt_at(5))
+    run_recipe("sft_gpt2_lora", fast | {"train.output_dir": resumed}, "--resume")
+    assert f"resuming from {resumed / 'checkpoint-4'}" in capsys.readouterr().out
+    assert weights(resumed) == weights(straight)
+
+
 def test_speed_of_a_resumed_run_counts_the_tokens_of_its_session(
     run_recipe, small_lora, interrupted_run, tmp_path
 ):

@@ -92,13 +92,14 @@ def test_what_was_picked_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch
     pretend(CUDA, monkeypatch)
     assert resolve({"train": {}, "adapter": {}, "model": {"dtype": "auto"}}).notes == [
         "device: cuda (Some GPU, found)",
-        "precision: bfloat16 autocast; weights bfloat16, adapter float32",
+        "precision: bfloat16 autocast (the device has instructions for it; train.bf16), "
+        "weights bfloat16, adapter float32; model.dtype",
     ]
     pretend(CPU, monkeypatch)
     monkeypatch.setattr(devices, "usable_cores", lambda: 2)
     assert resolve({"train": None}).notes == [
         "device: cpu (2 cores, no GPU found)",
-        "precision: float32; weights float32",
+        "precision: float32 (no fast 16-bit instructions found; train.bf16), weights float32",
     ]
     assert "asked for" in resolve({"train": {"use_cpu": True}}).notes[0]
 

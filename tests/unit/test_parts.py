@@ -49,6 +49,6 @@ def test_each_note_names_the_key_that_changes_it():
         assert key in note
     slow = notes_on_speed(
         {"attention": "eager", "dropout": "keep", "fused": False},
-        {"torch_compile": True, "gradient_checkpointing": True},
+        {"torch_compile": True, "activation_checkpointing": True},
     )
     assert not set(notes) & set(slow)

@@ -131,11 +131,35 @@ def test_forward_and_backward_drop_the_same_numbers():
     layer = with_adapter(fused=True, dropout=0.5, dtype=torch.float64).base_model.model.first
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
 
-    def seeded(rows):
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert down.dtype == up.dtype == torch.float64
+
+    def seeded(rows, *_weights):
         torch.manual_seed(9)
         return layer(rows)
 
-    assert torch.autograd.gradcheck(seeded, (x,), atol=1e-5)
+    assert torch.autograd.gradcheck(seeded, (x, down, up), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
+@pytest.mark.parametrize("count", [700, 1100])
+def test_many_rows_in_bfloat16_are_learnt_from_as_by_peft_in_float64(count):
+    """Also where their products are cut in halves."""
+    mine = with_adapter(fused=True, dtype=torch.bfloat16)
+    peft = with_adapter(fused=False, dtype=torch.float64)
+    peft.load_state_dict(mine.state_dict())
+    x = torch.randn(count, 12).bfloat16()
+    found = []
+    for model in (mine, peft):
+        layer = model.base_model.model.first
+        rows = x.detach().to(layer.weight.dtype).clone().requires_grad_()
+        result = layer(rows)
+        torch.manual_seed(3)
+        result.backward(torch.randn(result.shape).bfloat16().to(result.dtype))
+        weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        found.append([result.detach(), rows.grad, *(one.grad for one in weights)])
+    for mine, truth in zip(*found, strict=True):
+        assert float((mine.double() - truth).norm() / truth.norm()) < 0.01
 
 
 def test_torch_restores_dropout_with_its_random_state():

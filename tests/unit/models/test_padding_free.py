@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from torch import nn
 from torch.nn import functional
 from transformers import (
     AttentionInterface,
@@ -129,6 +130,38 @@ def test_a_row_learns_nothing_of_the_others(name: str, dtype: torch.dtype) -> No
     for place in (0, 2, 3, 4):
         assert torch.equal(before[place], after[place])
     assert not torch.equal(before[1], after[1])
+
+
+def test_queries_in_float32_and_values_in_bfloat16_are_learnt_from() -> None:
+    """As under autocast where a norm of queries and keys answers in float32, such as Qwen3's."""
+    generator = torch.Generator().manual_seed(4)
+    query, key, value = (torch.randn(1, 2, 9, 8, generator=generator) for _ in range(3))
+    upstream = torch.randn(1, 9, 2, 8, generator=generator)
+    given = [query.clone(), key.clone(), value.bfloat16()]
+    truth = [query.double(), key.double(), value.bfloat16().double()]
+    for one in (*given, *truth):
+        one.requires_grad_()
+    borders = torch.tensor([0, 4, 9], dtype=torch.int32)
+    register_blocks()
+    attend = AttentionInterface()[BLOCKS]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(nn.Module(), *given, None, is_causal=True, cu_seq_lens_q=borders)
+    found.backward(upstream.to(found.dtype))
+    rows = [
+        functional.scaled_dot_product_attention(
+            *(one[:, :, start:end] for one in truth), is_causal=True
+        )
+        for start, end in ((0, 4), (4, 9))
+    ]
+    expected = torch.cat(rows, 2).transpose(1, 2)
+    expected.backward(upstream.double())
+    assert found.dtype == torch.bfloat16
+    pairs = [
+        (found, expected),
+        *((one.grad, other.grad) for one, other in zip(given, truth, strict=True)),
+    ]
+    for one, other in pairs:
+        assert float((one.double() - other).norm() / other.norm()) < 0.02
 
 
 def test_a_model_that_answers_without_learning_keeps_its_padding() -> None:
