@@ -44,6 +44,7 @@ def register_blocks() -> None:
     AttentionMaskInterface.register(BLOCKS, _blocks_mask)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def block_attention(
     query: torch.Tensor,
     key: torch.Tensor,

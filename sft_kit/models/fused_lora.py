@@ -39,6 +39,8 @@ class _Fused:
     what is saved answers, bit by bit, as it does when PEFT has loaded it.
     """
 
+    # Random numbers of numpy and a backward pass of its own are nothing for `torch.compile`.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
         """Answer for (..., I) with (..., O)."""
         layer = cast("Any", self)

@@ -20,6 +20,7 @@ _LOGITS_ON_CPU = 1 << 20
 _LOGITS_ELSEWHERE = 1 << 27
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,

@@ -93,6 +93,21 @@ def test_the_flat_loop_leaves_exactly_its_files_and_names_no_key_that_it_refuses
         assert key not in said
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+def test_what_is_compiled_learns_the_same(run_recipe, small_lora, tmp_path):
+    losses = []
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        words = {"train.torch_compile": compiled, "train.logging_steps": 1, "train.max_steps": 3}
+        words |= {"train.output_dir": folder, "train.eval_strategy": "no"}
+        words |= {"train.save_strategy": "no", "train.load_best_model_at_end": "false"}
+        run_recipe("sft_gpt2_lora", small_lora | words)
+        losses.append([line["loss"] for line in read_log(folder) if "loss" in line])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 # --- what the folder says ------------------------------------------------------------------------
 
 
