@@ -31,7 +31,7 @@ def kept_memory(model: nn.Module, *, says: bool) -> Iterator[bool]:
     trained = (one for one in model.parameters() if one.requires_grad and one.device.type == "cpu")
     is_kept = any(one.nbytes > _LARGE for one in trained) and keep_freed_blocks()
     if is_kept and says:
-        Console().print(_NOTE)
+        Console(stderr=True).print(_NOTE)
     try:
         yield is_kept
     finally:

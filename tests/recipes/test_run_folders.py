@@ -201,7 +201,7 @@ def test_a_run_in_bfloat16_by_our_kernels_without_padding_resumes_bit_identical_
     }
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     run_recipe("sft_gpt2_lora", fast | {"train.output_dir": straight})
-    assert "padding: left out where there is much" in capsys.readouterr().out
+    assert "padding: left out where there is much" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         run_recipe("sft_gpt2_lora", fast | {"train.output_dir": resumed}, change=interrupt_at(5))
     run_recipe("sft_gpt2_lora", fast | {"train.output_dir": resumed}, "--resume")
