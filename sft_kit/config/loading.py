@@ -235,8 +235,8 @@ def refuse_unread(config: Config[Any], section: str, read: Collection[str]) -> N
     ]
     if problems:
         raise report_of(display(resolved.recipe), problems)
-    named = {note: re.findall(rf"\b{section}\.(\w+)", note) for note in config.notes}
-    config.notes[:] = [note for note, keys in named.items() if not keys or set(keys) & set(read)]
+    named = [(note, set(re.findall(rf"\b{section}\.(\w+)", note))) for note in config.notes]
+    config.notes[:] = [note for note, keys in named if not keys or keys & set(read)]
 
 
 def _yaml_files(recipe: Path, arguments: Arguments) -> list[Path]:

@@ -44,6 +44,7 @@ def register_blocks() -> None:
     AttentionMaskInterface.register(BLOCKS, _blocks_mask)
 
 
+# Its dropout draws numpy's random numbers, and its blocks differ from length to length.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def block_attention(
     query: torch.Tensor,

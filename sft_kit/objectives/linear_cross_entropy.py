@@ -20,6 +20,7 @@ _LOGITS_ON_CPU = 1 << 20
 _LOGITS_ELSEWHERE = 1 << 27
 
 
+# A loop over as many rows as have labels: compiled, it would be compiled anew for each number.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def linear_cross_entropy(
     hidden: torch.Tensor,
